@@ -1,0 +1,746 @@
+"""Settings: YAML and environment through voluptuous into frozen dataclasses; every setting stands here once.
+
+Each field carries its default as a user would write it, its check, and its sentence for the documents;
+`config.example.yaml`, `whatsapp2mqtt check` and the documents follow from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import yaml
+from voluptuous import Invalid, MultipleInvalid, Optional, Schema
+
+ENV_PREFIX = "WHATSAPP2MQTT_"
+ENV_CONFIG = "WHATSAPP2MQTT_CONFIG"
+HIDDEN = "********"
+
+Key = tuple[str, ...]
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; the message has a line for each problem: where, what is wrong, what to write."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+# --- checks: what a user may write, to what the program uses -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener listens: a numeric address or `localhost`, and a port (0: any free one)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.host)
+
+    @property
+    def nearby(self) -> str:
+        """The host by which this machine reaches the listener itself."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  (compares, does not bind)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def address(value: object) -> Address:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+)):(\d{1,5})", str(value))
+    host = (match[1] or match[2]) if match else ""
+    if not match or int(match[3]) > 65_535:
+        raise Invalid("is no address; write host:port, e.g. 127.0.0.1:8080 or [::1]:8080")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise Invalid(
+            "needs a numeric address; write 0.0.0.0:8080 for all of this machine's addresses, 127.0.0.1:8080 for itself"
+        ) from None
+    return Address(host, int(match[3]))
+
+
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def duration(value: object) -> float:
+    """Seconds from `5m`, `1h30m`, `7d`, or a bare number of seconds."""
+    text = str(value).strip()
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])\s*", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])\s*", "", text):
+        raise Invalid("is no duration; write a number with s, m, h or d, e.g. 30s, 5m or 7d")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def duration_or_off(value: object) -> float | None:
+    """As `duration`; `off` is None."""
+    return None if value is False or str(value).lower() == "off" else duration(value)
+
+
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def size(value: object) -> int:
+    """Bytes from `3MiB`, `500kB`, or a bare number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b)?", str(value).strip().lower())
+    if not match:
+        raise Invalid("is no size; write a number with kB, MB, KiB, MiB or GiB, e.g. 3MiB")
+    return int(float(match[1]) * _BYTES[match[2] or ""])
+
+
+def whole(minimum: int, maximum: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"\d+", str(value)) or not minimum <= int(str(value)) <= maximum:
+            raise Invalid(f"is no whole number from {minimum} to {maximum}")
+        return int(str(value))
+
+    return check
+
+
+def yes_or_no(value: object) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "false", "yes", "no", "on", "off"):
+        raise Invalid("is neither true nor false")
+    return text in ("true", "yes", "on")
+
+
+def one_of(*words: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if str(value) not in words:
+            raise Invalid(f"is none of {', '.join(words)}")
+        return str(value)
+
+    return check
+
+
+def text(value: object) -> str:
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+        raise Invalid("is no text")
+    return str(value)
+
+
+def text_or_none(value: object) -> str | None:
+    return None if value is None else text(value)
+
+
+def file_or_none(value: object) -> Path | None:
+    if value is None:
+        return None
+    path = Path(text(value)).expanduser()
+    if not path.is_file():
+        raise Invalid("names a file that does not exist or cannot be seen")
+    return path
+
+
+def many(check: Callable[[object], Any]) -> Callable[[object], tuple[Any, ...]]:
+    """A list, or one value alone."""
+
+    def check_all(value: object) -> tuple[Any, ...]:
+        if value is None:
+            return ()
+        return tuple(check(one) for one in (value if isinstance(value, list) else [value]))
+
+    return check_all
+
+
+def secret(value: object) -> str:
+    found = text(value)
+    if not found.strip():
+        raise Invalid("is empty; leave the setting out, or write a secret of 20 characters or more")
+    return found
+
+
+def path_token(value: object) -> str:
+    found = secret(value)
+    if not re.fullmatch(r"[A-Za-z0-9_.~-]{8,200}", found):
+        raise Invalid("must have 8 to 200 characters of A-Z a-z 0-9 - _ . ~, as it stands in the webhook's address")
+    return found
+
+
+def pair(left: str, right: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        found = secret(value)
+        name, colon, rest = found.partition(":")
+        if not (name and colon and rest):
+            raise Invalid(f"must read {left}:{right}")
+        return found
+
+    return check
+
+
+def network(value: object) -> str:
+    try:
+        return str(ipaddress.ip_network(text(value), strict=False))
+    except ValueError:
+        raise Invalid("is no address or network; write e.g. 203.0.113.7 or 203.0.113.0/24") from None
+
+
+def header_name(value: object) -> str:
+    found = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,100}", found):
+        raise Invalid("is no header name; write e.g. X-Webhook-Token")
+    return found
+
+
+def url_path(value: object) -> str:
+    found = text(value)
+    if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)+", found):
+        raise Invalid("is no path; write e.g. /webhook: a slash, then A-Z a-z 0-9 - _ . ~")
+    return found
+
+
+def base_topic(value: object) -> str:
+    found = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", found) or len(found) > 100:
+        raise Invalid("is no topic; write e.g. whatsapp or home/whatsapp: at most 100 of A-Z a-z 0-9 - _ . and /")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerUrl:
+    """A broker's address, taken apart; `scheme` is one of mqtt, mqtts, ws, wss, or embedded."""
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.scheme == "embedded"
+
+    @property
+    def is_encrypted(self) -> bool:
+        return self.scheme in ("mqtts", "wss")
+
+    def __str__(self) -> str:
+        """Without user and password."""
+        if self.is_embedded:
+            return "embedded"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}"
+
+
+_BROKER_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+
+
+def broker_url(value: object) -> BrokerUrl:
+    written = text(value)
+    if written == "embedded":
+        return BrokerUrl("embedded")
+    try:
+        parts: SplitResult = urlsplit(written)
+        port = parts.port
+    except ValueError:
+        raise Invalid("has a port that is no number from 1 to 65535") from None
+    if parts.scheme not in _BROKER_PORTS or not parts.hostname:
+        raise Invalid(
+            "is no broker; write embedded, or mqtt://, mqtts://, ws:// or wss:// and a host, e.g. mqtt://10.0.0.2"
+        )
+    if parts.query or parts.fragment or (parts.path.strip("/") and parts.scheme in ("mqtt", "mqtts")):
+        raise Invalid("has something behind the host and port; write e.g. mqtt://10.0.0.2:1883")
+    path = (parts.path or "/mqtt") if parts.scheme in ("ws", "wss") else ""
+    return BrokerUrl(
+        scheme=parts.scheme,
+        host=parts.hostname,
+        port=port or _BROKER_PORTS[parts.scheme],
+        path=path,
+        username=unquote(parts.username) if parts.username is not None else None,
+        password=unquote(parts.password) if parts.password is not None else None,
+    )
+
+
+def hide_password(written: object) -> object:
+    """A broker's address as it was written, its password hidden."""
+    return re.sub(r"(://[^/@:]*):[^@]*@", rf"\1:{HIDDEN}@", str(written))
+
+
+def journal_url(value: object) -> Path | None:
+    """The journal's file; None stands for `journal.db` in the state directory."""
+    written = text(value)
+    if written == "sqlite":
+        return None
+    match = re.fullmatch(r"sqlite://(/[^\0]+)", written)
+    if not match:
+        raise Invalid("is no journal; write sqlite (a file in the state directory) or sqlite:///path/of/journal.db")
+    return Path(match[1].replace("//", "/"))
+
+
+# --- the settings ------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any, check: Callable[[object], T], about: str, *, show: Callable[[object], object] | None = None
+) -> T:
+    """A field of a section.
+
+    Args:
+        default: As a user would write it.
+        check: Turns what was written into what is used; raises `voluptuous.Invalid`.
+        about: What it is for and why its default is what it is: a sentence for the documents.
+        show: How `check` prints what was written; secrets are hidden.
+    """
+    metadata = {"default": default, "check": check, "about": about, "show": show}
+    return field(default=check(default), metadata=metadata)
+
+
+def hidden(written: object) -> object:
+    """Hide a secret, but say how many there are."""
+    if isinstance(written, list):
+        return [HIDDEN for _ in written]
+    return HIDDEN if written else written
+
+
+def section(kind: type[T], about: str) -> T:
+    return field(default_factory=kind, metadata={"section": kind, "about": about})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    path_token: tuple[str, ...] = setting(
+        [], many(path_token), "Secrets, one of which must follow the path: /webhook/<token>.", show=hidden
+    )
+    header_name: str = setting(
+        "X-Webhook-Token", header_name, "The header that carries header_token, if that is what the sender can do."
+    )
+    header_token: tuple[str, ...] = setting(
+        [], many(secret), "Secrets, one of which must stand in the header of header_name.", show=hidden
+    )
+    basic: tuple[str, ...] = setting(
+        [], many(pair("user", "password")), "HTTP Basic: user:password, several allowed.", show=hidden
+    )
+    meta_app_secret: tuple[str, ...] = setting(
+        [], many(secret), "Meta's app secret: X-Hub-Signature-256 over the body must be made with it.", show=hidden
+    )
+    meta_verify_token: tuple[str, ...] = setting(
+        [], many(secret), "The verify token given to Meta: answers its GET challenge.", show=hidden
+    )
+    vendor_secret: tuple[str, ...] = setting(
+        [],
+        many(pair("access_key", "access_secret")),
+        "The vendor's signature: access_key:access_secret, if signing is switched on at the vendor.",
+        show=hidden,
+    )
+    addresses: tuple[str, ...] = setting(
+        [], many(network), "Addresses or networks that may post; empty: all. Loopback is not trusted by itself."
+    )
+    proxies: tuple[str, ...] = setting(
+        [], many(network), "Proxies whose X-Forwarded-For is believed when addresses are checked; empty: none."
+    )
+    require: str = setting("all", one_of("all", "any"), "Whether all of the above that are set must hold, or any one.")
+    anyone_may_post: bool = setting(
+        False, yes_or_no, "Say true to listen beyond loopback without authentication: anyone may then open your gate."
+    )
+
+    @property
+    def is_set(self) -> bool:
+        return bool(
+            self.path_token
+            or self.header_token
+            or self.basic
+            or self.meta_app_secret
+            or self.vendor_secret
+            or self.addresses
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    listen: Address = setting(
+        "127.0.0.1:8080", address, "Where callbacks arrive; loopback, as a proxy or tunnel stands before it."
+    )
+    path: str = setting("/webhook", url_path, "The path of the webhook's address.")
+    workers: int = setting(1, whole(1, 16), "Receiver processes; one takes thousands of callbacks a second.")
+    threads: int = setting(
+        16, whole(1, 128), "Requests a receiver handles at once; more makes Python slower, not faster."
+    )
+    max_body: int = setting("3MiB", size, "The largest body taken; WhatsApp sends up to 3 MB.")
+    auth: Auth = section(Auth, "Who may post; all that is set must hold unless require says any.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    ca: Path | None = setting(None, file_or_none, "Certificates to trust (PEM); null: those of the system.")
+    certificate: Path | None = setting(None, file_or_none, "The client's certificate (PEM), if the broker wants one.")
+    key: Path | None = setting(None, file_or_none, "The key of that certificate (PEM).")
+    dangerously_accept_any_certificate: bool = setting(
+        False, yes_or_no, "True lets anyone on the way read and change everything; for a quick test only."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    listen: Address = setting(
+        "127.0.0.1:1883", address, "Where the embedded broker listens; beyond loopback it wants a password."
+    )
+    username: str | None = setting(None, text_or_none, "Who may use the embedded broker; needed beyond loopback.")
+    password: str | None = setting(None, text_or_none, "The password of that user.", show=hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mqtt:
+    url: BrokerUrl = setting(
+        "embedded",
+        broker_url,
+        "embedded, or mqtt://user:password@host:1883, mqtts://, ws://, wss://.",
+        show=hide_password,
+    )
+    username: str | None = setting(None, text_or_none, "The user, if it does not stand in the url.")
+    password: str | None = setting(None, text_or_none, "The password, if it does not stand in the url.", show=hidden)
+    allow_password_in_the_clear: bool = setting(
+        False, yes_or_no, "Say true to send the password unencrypted to a broker on another machine."
+    )
+    base_topic: str = setting("whatsapp", base_topic, "All topics stand below this one.")
+    protocol: str = setting(
+        "auto", one_of("auto", "5", "3.1.1"), "MQTT 5, 3.1.1, or auto: 5 first, and 3.1.1 if the broker refuses it."
+    )
+    client_id: str = setting(
+        "auto", text, "The bridge's name at the broker; auto: whatsapp2mqtt- and a hash of machine and journal."
+    )
+    keepalive: float = setting("30s", duration, "A connection on which the broker is silent for longer is dropped.")
+    encode_dots: bool = setting(False, yes_or_no, "Also encode dots in topics, for RabbitMQ and NATS before 2.10.")
+    tls: Tls = section(Tls, "For mqtts and wss.")
+    embedded: Embedded = section(Embedded, "The broker that comes along, used when url is embedded.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    max_age: float | None = setting(
+        "5m", duration_or_off, "A click older than this is recorded as late and not fired; off: every click fires."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    url: Path | None = setting(
+        "sqlite", journal_url, "sqlite: journal.db in the state directory; or sqlite:///path/of/journal.db."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    level: str = setting(
+        "info", one_of("debug", "info", "warning", "error"), "How much to say; debug names bodies' sizes and topics."
+    )
+    format: str = setting("auto", one_of("auto", "text", "json"), "auto: text on a terminal, JSON otherwise.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    webhook: Webhook = section(Webhook, "Where WhatsApp posts its callbacks.")
+    mqtt: Mqtt = section(Mqtt, "Where they are published.")
+    events: Events = section(Events, "What fires.")
+    journal: Journal = section(Journal, "Where everything accepted is kept until the broker has it.")
+    log: Log = section(Log, "What the bridge says about itself.")
+
+    @property
+    def journal_path(self) -> Path:
+        return self.journal.url or state_directory() / "journal.db"
+
+    @property
+    def client_id(self) -> str:
+        if self.mqtt.client_id != "auto":
+            return self.mqtt.client_id
+        known_by = f"{socket.gethostname()}:{self.journal_path}"
+        return f"whatsapp2mqtt-{hashlib.sha256(known_by.encode()).hexdigest()[:8]}"
+
+    @property
+    def broker(self) -> BrokerUrl:
+        """The broker to connect to, with user and password from wherever they were set."""
+        url = self.mqtt.url
+        if url.is_embedded:
+            listen = self.mqtt.embedded.listen
+            return BrokerUrl(
+                "mqtt", listen.nearby, listen.port, "", self.mqtt.embedded.username, self.mqtt.embedded.password
+            )
+        return dataclasses.replace(
+            url,
+            username=url.username if url.username is not None else self.mqtt.username,
+            password=url.password if url.password is not None else self.mqtt.password,
+        )
+
+
+def state_directory() -> Path:
+    """Where the bridge keeps its state: systemd's `$STATE_DIRECTORY`, else `whatsapp2mqtt` in the XDG state home."""
+    given = os.environ.get("STATE_DIRECTORY")
+    if given:
+        return Path(given.split(":")[0])
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "whatsapp2mqtt"
+
+
+# --- reading them ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings in force, and for each what was written and where.
+
+    Attributes:
+        settings: What the program uses.
+        written: Dotted name to what the user (or the default) says.
+        origins: Dotted name to where it was set; names without an entry have their default.
+    """
+
+    settings: Settings
+    written: dict[str, object]
+    origins: dict[str, str]
+
+
+def load(file: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
+    """Read the settings: the file if one is given, and the environment above it.
+
+    Raises:
+        ConfigError: With one line for each problem.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[Key, object] = {}
+    origins: dict[Key, str] = {}
+    problems: list[str] = []
+    if file is not None:
+        _read_file(file, values, origins, problems)
+    _read_environment(environ, values, origins, problems)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        checked = _SCHEMA(_nested(values))
+    except MultipleInvalid as error:
+        raise ConfigError(_problem(one, values, origins) for one in error.errors) from None
+    settings = _build(Settings, checked)
+    problems.extend(_contradictions(settings))
+    if problems:
+        raise ConfigError(problems)
+    written = {".".join(key): values.get(key, meta["default"]) for key, meta in leaves(Settings)}
+    return Loaded(settings, written, {".".join(key): where for key, where in origins.items()})
+
+
+def leaves(kind: type, prefix: Key = ()) -> Iterator[tuple[Key, Mapping[str, Any]]]:
+    """Every setting with the metadata that `setting` gave it, in order."""
+    for one in dataclasses.fields(kind):
+        key = (*prefix, one.name)
+        if "section" in one.metadata:
+            yield from leaves(one.metadata["section"], key)
+        else:
+            yield key, one.metadata
+
+
+def sections(kind: type = Settings, prefix: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Every section with its sentence, outer before inner."""
+    for one in dataclasses.fields(kind):
+        if "section" in one.metadata:
+            yield (*prefix, one.name), one.metadata["about"]
+            yield from sections(one.metadata["section"], (*prefix, one.name))
+
+
+_KNOWN: dict[Key, Mapping[str, Any]] = dict(leaves(Settings))
+_SECTIONS: frozenset[Key] = frozenset(key for key, _ in sections())
+
+
+def _schema(kind: type) -> Schema:
+    return Schema(
+        {
+            Optional(one.name): _schema(one.metadata["section"]) if "section" in one.metadata else one.metadata["check"]
+            for one in dataclasses.fields(kind)
+        }
+    )
+
+
+_SCHEMA = _schema(Settings)
+
+
+def _build(kind: type[T], checked: Mapping[str, Any]) -> T:
+    return kind(
+        **{
+            one.name: _build(one.metadata["section"], checked.get(one.name, {}))
+            if "section" in one.metadata
+            else checked[one.name]
+            for one in dataclasses.fields(kind)  # type: ignore[arg-type]  # every section is a dataclass
+            if "section" in one.metadata or one.name in checked
+        }
+    )
+
+
+def _read_file(file: Path, values: dict[Key, object], origins: dict[Key, str], problems: list[str]) -> None:
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        problems.append(f"{file}: cannot be read: {error.strerror}; name an existing file with --config")
+        return
+    except UnicodeDecodeError:
+        problems.append(f"{file}: is not UTF-8; save it as UTF-8")
+        return
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f":{mark.line + 1}" if mark else ""
+        problems.append(f"{file}{line}: is not YAML: {error.problem or error.context}; look at indentation and quotes")
+        return
+    except yaml.YAMLError as error:
+        problems.append(f"{file}: is not YAML: {str(error).splitlines()[0]}")
+        return
+    if root is not None:
+        _walk(file, root, (), values, origins, problems)
+
+
+def _walk(
+    file: Path, node: yaml.Node, key: Key, values: dict[Key, object], origins: dict[Key, str], problems: list[str]
+) -> None:
+    where = f"{file}:{node.start_mark.line + 1}"
+    if not key or key in _SECTIONS:
+        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+            return  # a section with everything commented out
+        if not isinstance(node, yaml.MappingNode):
+            name = ".".join(key) or "the file"
+            problems.append(f"{where}: {name}: must hold settings as `name: value`, each on its line")
+            return
+        for name_node, child in node.value:
+            name = str(name_node.value)
+            below = (*key, name)
+            line = f"{file}:{name_node.start_mark.line + 1}"
+            if below in origins:
+                problems.append(f"{line}: {'.'.join(below)}: stands twice; the other is at {origins[below]}")
+            elif below not in _KNOWN and below not in _SECTIONS:
+                problems.append(f"{line}: {'.'.join(below)}: is no setting{_nearest(below)}")
+            else:
+                origins[below] = line
+                _walk(file, child, below, values, origins, problems)
+        return
+    values[key] = _plain(node)
+
+
+def _plain(node: yaml.Node) -> object:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _read_environment(
+    environ: Mapping[str, str], values: dict[Key, object], origins: dict[Key, str], problems: list[str]
+) -> None:
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
+            continue
+        key = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
+        written = environ[name]
+        if key not in _KNOWN and key[-1].endswith("_file"):
+            key = (*key[:-1], key[-1].removesuffix("_file"))
+            if key in _KNOWN and _KNOWN[key]["show"] is not None:
+                try:
+                    written = Path(environ[name]).read_text(encoding="utf-8").strip()
+                except (OSError, UnicodeDecodeError) as error:
+                    why = getattr(error, "strerror", None) or "it is not UTF-8"
+                    problems.append(f"{name}: the file it names cannot be read: {why}")
+                    continue
+                if _KNOWN[key]["default"] == []:
+                    written = ",".join(written.splitlines())
+        if key not in _KNOWN:
+            problems.append(f"{name}: is no setting{_nearest(key, environment=True)}")
+            continue
+        values[key] = _from_environment(written, _KNOWN[key])
+        origins[key] = name
+
+
+def _from_environment(written: str, metadata: Mapping[str, Any]) -> object:
+    """Text as it is; a list may be written `a,b` ; nothing at all is the default."""
+    if metadata["default"] == []:
+        return [one.strip() for one in written.split(",") if one.strip()]
+    return metadata["default"] if written == "" else written
+
+
+def _nearest(key: Key, *, environment: bool = False) -> str:
+    """The hint for an unknown name: the setting that reads most like it."""
+    known = {".".join(one) for one in (*_KNOWN, *_SECTIONS)}
+    dotted = ".".join(key)
+    # The right word in the wrong place is the likeliest slip, a misspelling the next.
+    same_word = [name for name in known if name.rpartition(".")[2] == key[-1]]
+    close = difflib.get_close_matches(dotted, sorted(known), n=1, cutoff=0.6) or same_word[:1]
+    if not close:
+        return "; config.example.yaml shows all of them"
+    name = close[0]
+    return f"; did you mean {ENV_PREFIX + name.upper().replace('.', '__') if environment else name}?"
+
+
+def _nested(values: Mapping[Key, object]) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for key, value in values.items():
+        here = root
+        for name in key[:-1]:
+            here = here.setdefault(name, {})
+        here[key[-1]] = value
+    return root
+
+
+def _problem(error: Invalid, values: Mapping[Key, object], origins: Mapping[Key, str]) -> str:
+    key = tuple(str(part) for part in error.path)
+    while key and key not in _KNOWN:
+        key = key[:-1]
+    written = values.get(key)
+    shown = "" if _KNOWN[key]["show"] is not None else f" {written!r}"
+    return f"{origins.get(key, 'settings')}: {'.'.join(key)}:{shown} {error.error_message}"
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """What is right by itself and wrong together."""
+    webhook, mqtt = settings.webhook, settings.mqtt
+    if not webhook.listen.is_loopback and not webhook.auth.is_set and not webhook.auth.anyone_may_post:
+        yield (
+            f"webhook.listen: {webhook.listen} can be reached from other machines, and nothing says who may post; "
+            "add `webhook: {auth: {path_token: [<a secret>]}}`, or listen on 127.0.0.1"
+        )
+    embedded = mqtt.embedded
+    if mqtt.url.is_embedded and not embedded.listen.is_loopback and not (embedded.username and embedded.password):
+        yield (
+            f"mqtt.embedded.listen: {embedded.listen} can be reached from other machines; "
+            "add mqtt.embedded.username and mqtt.embedded.password, or listen on 127.0.0.1"
+        )
+    if bool(embedded.username) != bool(embedded.password):
+        yield "mqtt.embedded: username and password go together; add the one that is missing"
+    broker = settings.broker
+    if (
+        broker.password
+        and not broker.is_encrypted
+        and not is_loopback(broker.host)
+        and not mqtt.allow_password_in_the_clear
+        and not mqtt.url.is_embedded
+    ):
+        yield (
+            f"mqtt.url: the password would go to {broker.host} unencrypted; "
+            "use mqtts:// (or wss://), or say mqtt.allow_password_in_the_clear: true"
+        )
+    if (mqtt.tls.certificate is None) != (mqtt.tls.key is None):
+        yield "mqtt.tls: certificate and key go together; add the one that is missing"
+    if not 5 <= mqtt.keepalive <= 3600:
+        yield "mqtt.keepalive: must be from 5s to 1h"

@@ -1,0 +1,160 @@
+"""The journal: what every accepted callback is written to before it is answered, and published from.
+
+This module is the seam: the words, the protocol and the errors. `sqlite.py` keeps the promises on one machine.
+
+Words:
+    append   Store the updates of callbacks; they are on disk when it returns.
+    settle   Note that the broker has acknowledged everything up to a number.
+    ledger   Every retained topic that stands on the broker or is about to, with the update whose JSON it carries.
+    dead letter  What could not be understood or delivered, whole and with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bridge.model import Kind
+from bridge.topics import Entry
+
+
+class JournalError(Exception):
+    """The journal cannot be used; the message says why and what to do. Starting again does not mend it."""
+
+
+class NotStoredError(Exception):
+    """Nothing of this was stored; the sender is asked to come again. A full disk, a busy database."""
+
+
+class BrokenStorageError(NotStoredError):
+    """Nothing of this was stored, and the storage itself failed: only a new process may try again.
+
+    After an fsync that failed, the kernel may have dropped the pages it could not write and call the next fsync a
+    success; so it is never repeated in place.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What could not be understood or delivered.
+
+    Attributes:
+        source: `callback` (a whole body), `item` (one entry of it) or `publication`.
+        reason: In words for the user.
+        body: All of it.
+        received: Epoch seconds.
+    """
+
+    source: str
+    reason: str
+    body: bytes
+    received: float
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """What one POST asks to be stored."""
+
+    entries: tuple[Entry, ...]
+    dead: tuple[DeadLetter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the entries of one callback: new ones, and those the journal had already."""
+
+    stored: int
+    duplicate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An update in the journal, as the publisher needs it.
+
+    Attributes:
+        seq: Its place; what was stored later has a higher one.
+        advances: Whether it took over its retained topic when it was stored (promise 4: never backwards).
+        timestamp: Epoch seconds of the update itself, or None.
+        received: Epoch seconds of the receipt.
+        uptime: Seconds since boot at the receipt, which no clock change moves; None if this was in an earlier boot.
+        late: A click that was recorded as too old to fire.
+    """
+
+    seq: int
+    event_id: str
+    kind: Kind
+    topic: str
+    event_topic: str
+    advances: bool
+    timestamp: int | None
+    received: float
+    uptime: float | None
+    late: bool
+    document: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """A retained topic of the ledger with what it carries.
+
+    Attributes:
+        topic: Below the base topic.
+        seq: The place of the update it carries.
+        late: It carries a click that was too old to fire.
+        document: The JSON.
+    """
+
+    topic: str
+    seq: int
+    event_id: str
+    kind: Kind
+    late: bool
+    document: str
+
+
+class Journal(Protocol):
+    """One process' or one thread's hold on the journal; opened and closed by `with`.
+
+    All methods may raise `NotStoredError` or, where reading fails, `JournalError`.
+    """
+
+    def append(self, callbacks: Sequence[Callback]) -> list[Outcome]:
+        """Store the updates and dead letters of all callbacks in one commit; they are on disk when this returns.
+
+        Promise 3: an update whose `event_id` is known changes nothing. Promise 4: whether an update takes over its
+        retained topic is decided in the same transaction.
+        """
+        ...
+
+    def pending(self, after: int, limit: int) -> list[Stored]:
+        """Updates with a place after this one, in order."""
+        ...
+
+    def settled(self) -> int:
+        """Everything up to this place was acknowledged by the broker or became a dead letter."""
+        ...
+
+    def settle(self, upto: int, *, late: Sequence[int] = (), dead: Sequence[DeadLetter] = ()) -> None:
+        """Note that everything up to this place is done with.
+
+        May be lost in a power cut, never in a crash; what is lost is published again with the same `event_id`.
+
+        Args:
+            upto: The place.
+            late: Places of clicks that were too old to fire; their retained JSON says so from now on.
+            dead: What the broker would not take.
+        """
+        ...
+
+    def identity(self) -> str:
+        """Tells this journal from another that took its place."""
+        ...
+
+    def retained(self, after: tuple[int, str], upto: int, limit: int) -> list[Retained]:
+        """Topics of the ledger in the order of (place, topic), after this one and up to this place."""
+        ...
+
+    def backlog(self) -> int:
+        """How many updates wait to be settled, at most (places that were skipped count)."""
+        ...

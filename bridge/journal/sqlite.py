@@ -1,0 +1,412 @@
+"""The journal in one SQLite file, write-ahead log on, shared by the receiver processes and the main process.
+
+Promises kept here (numbers as in docs/how-it-works.md):
+  1. Stored before answered: a commit that returns has been fsynced (`synchronous=FULL`).
+  3. Stored once: `updates.event_id` is unique.
+  4. Never backwards: `_ADVANCE` lets an update take a topic over only if it outranks the one that holds it, in the
+     transaction that stores it.
+
+apsw brings its own SQLite. Before 3.51.3, two connections that write or checkpoint a write-ahead log at the same
+moment can lose committed rows (the WAL-reset bug), and the SQLite of most distributions is older: it is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import apsw
+import orjson
+
+from bridge.clock import uptime
+from bridge.journal import (
+    BrokenStorageError,
+    Callback,
+    DeadLetter,
+    JournalError,
+    NotStoredError,
+    Outcome,
+    Retained,
+    Stored,
+)
+from bridge.model import Kind
+
+OLDEST_SQLITE = (3, 51, 3)
+
+#: "w2mq" in the file's header: a database that is not ours is not touched.
+APPLICATION_ID = 0x77326D71
+
+#: How long a writer waits for another one, in milliseconds.
+BUSY_TIMEOUT = 5_000
+
+# Each script brings the schema from the version of its place (0: an empty file) to the next.
+MIGRATIONS = (
+    """
+    -- Everything accepted, in the order of acceptance. AUTOINCREMENT: a place is never given twice, also when
+    -- everything was pruned, as checkpoints on the broker name places.
+    CREATE TABLE updates (
+        seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+        event_id    BLOB NOT NULL UNIQUE,           -- 16 bytes
+        kind        TEXT NOT NULL,                  -- status, button
+        topic       TEXT NOT NULL,                  -- retained, below the base topic
+        event_topic TEXT NOT NULL,                  -- not retained, below the base topic
+        rank        INTEGER NOT NULL,
+        timestamp   INTEGER,                        -- epoch seconds, as the callback says
+        received    REAL NOT NULL,                  -- epoch seconds
+        uptime      REAL NOT NULL,                  -- seconds since boot
+        advances    INTEGER NOT NULL DEFAULT 1,     -- took the topic over when it was stored
+        late        INTEGER NOT NULL DEFAULT 0,     -- a click too old to fire
+        document    TEXT NOT NULL                   -- the JSON that is published
+    ) STRICT;
+
+    -- Every retained topic that stands on the broker or is about to, and the order of what holds it.
+    CREATE TABLE ledger (
+        topic TEXT PRIMARY KEY,
+        kind  TEXT NOT NULL,
+        rank  INTEGER NOT NULL,
+        stamp REAL NOT NULL,
+        tie   BLOB NOT NULL,
+        seq   INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX ledger_by_seq ON ledger (seq, topic);
+
+    CREATE TABLE dead_letters (
+        id       INTEGER PRIMARY KEY AUTOINCREMENT,
+        received REAL NOT NULL,
+        source   TEXT NOT NULL,
+        reason   TEXT NOT NULL,
+        body     BLOB NOT NULL
+    ) STRICT;
+
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+    INSERT INTO facts VALUES
+        ('journal', lower(hex(randomblob(8)))),     -- tells this journal from one that replaced it
+        ('settled', 0),
+        ('boot', ''),
+        ('boot_first', 1);                          -- the first place of this boot
+    """,
+)
+
+_APPEND = """
+INSERT OR IGNORE INTO updates (event_id, kind, topic, event_topic, rank, timestamp, received, uptime, document)
+SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, ?2, value ->> 7
+FROM json_each(?1)
+"""
+
+# Statuses: rank, then the callback's timestamp, then the identity, so that no order of arrival makes a difference.
+# Clicks rank alike: the later one wins, and one that claims to come from the future counts as received now.
+_ADVANCE = """
+INSERT INTO ledger (topic, kind, rank, stamp, tie, seq)
+SELECT topic, kind, rank,
+       CASE kind WHEN 'button' THEN min(coalesce(timestamp, received), received) ELSE coalesce(timestamp, -1) END,
+       CASE kind WHEN 'button' THEN x'' ELSE event_id END,
+       seq
+FROM updates WHERE seq > ? ORDER BY seq
+ON CONFLICT (topic) DO UPDATE
+SET rank = excluded.rank, stamp = excluded.stamp, tie = excluded.tie, seq = excluded.seq
+WHERE (excluded.rank, excluded.stamp, excluded.tie) >= (ledger.rank, ledger.stamp, ledger.tie)
+RETURNING seq
+"""
+
+_STAYED = """
+UPDATE updates SET advances = 0 WHERE seq > ? AND seq NOT IN (SELECT value FROM json_each(?))
+"""
+
+_LATEST_OF_ALL = """
+INSERT INTO ledger (topic, kind, rank, stamp, tie, seq)
+SELECT 'last/' || kind, kind, 0, 0, x'', max(seq) FROM updates WHERE seq > ? GROUP BY kind
+ON CONFLICT (topic) DO UPDATE SET seq = excluded.seq
+"""
+
+_PENDING = """
+SELECT seq, lower(hex(event_id)), kind, topic, event_topic, advances, timestamp, received,
+       CASE WHEN seq >= (SELECT value FROM facts WHERE name = 'boot_first') THEN uptime END,
+       late, document
+FROM updates WHERE seq > ? ORDER BY seq LIMIT ?
+"""
+
+_RETAINED = """
+SELECT ledger.topic, ledger.seq, lower(hex(updates.event_id)), ledger.kind, updates.late, updates.document
+FROM ledger JOIN updates ON updates.seq = ledger.seq
+WHERE (ledger.seq, ledger.topic) > (?, ?) AND ledger.seq <= ?
+ORDER BY ledger.seq, ledger.topic LIMIT ?
+"""
+
+
+class SqliteJournal:
+    """A connection to the journal's file; opened and closed by `with`, used by one thread at a time.
+
+    Args:
+        path: The file; `create` makes it.
+        durable: Fsync each commit. The publisher's own notes need not be: losing them only publishes again.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self._path = path
+        self._durable = durable
+        self._db: apsw.Connection | None = None
+
+    # --- opening ---------------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make the file if there is none, and bring its schema to this version. Called once, before others open it.
+
+        Raises:
+            JournalError: The file is not ours, is newer than this version, or cannot be written.
+        """
+        check_sqlite()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._connection(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) as db:
+                self._path.chmod(0o600)  # it holds phone numbers
+                self._migrate(db)
+                self._note_boot(db)
+        except OSError as error:
+            raise JournalError(
+                f"journal {self._path}: cannot be made: {error.strerror}; set journal.url to another place"
+            ) from error
+        except apsw.Error as error:
+            raise JournalError(f"journal {self._path}: {_words(error)}") from error
+
+    def __enter__(self) -> Self:
+        """Open the file.
+
+        Raises:
+            JournalError: There is none, or it has another version's schema.
+        """
+        check_sqlite()
+        try:
+            self._db = self._connect(apsw.SQLITE_OPEN_READWRITE)
+            version = self._db.pragma("user_version")
+        except apsw.Error as error:
+            raise JournalError(f"journal {self._path}: {_words(error)}") from error
+        if version != len(MIGRATIONS):
+            self.__exit__()
+            raise JournalError(
+                f"journal {self._path}: has schema {version} instead of {len(MIGRATIONS)}; start the bridge"
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextlib.contextmanager
+    def _connection(self, flags: int) -> Iterator[apsw.Connection]:
+        db = self._connect(flags)
+        try:
+            yield db
+        finally:
+            db.close()
+
+    def _connect(self, flags: int) -> apsw.Connection:
+        db = apsw.Connection(str(self._path), flags=flags)
+        db.set_busy_timeout(BUSY_TIMEOUT)
+        db.pragma("journal_mode", "wal")
+        db.pragma("synchronous", "full" if self._durable else "normal")
+        db.pragma("foreign_keys", "off")
+        return db
+
+    def _migrate(self, db: apsw.Connection) -> None:
+        with _immediately(db):
+            application, version = db.pragma("application_id"), db.pragma("user_version")
+            tables = db.execute("SELECT count(*) FROM sqlite_schema").get
+            if application != APPLICATION_ID and (tables or version):
+                raise JournalError(
+                    f"journal {self._path}: is a database of another program; set journal.url to a file of its own"
+                )
+            if version > len(MIGRATIONS):
+                raise JournalError(
+                    f"journal {self._path}: was written by a newer version (schema {version}, this one knows "
+                    f"{len(MIGRATIONS)}); install that version again, or set journal.url to a new file"
+                )
+            for script in MIGRATIONS[version:]:
+                db.execute(script)
+            db.pragma("application_id", APPLICATION_ID)
+            db.pragma("user_version", len(MIGRATIONS))
+
+    def _note_boot(self, db: apsw.Connection) -> None:
+        """Remember where this boot begins: seconds since boot mean nothing across boots."""
+        boot = boot_id()
+        with _immediately(db):
+            if db.execute("SELECT value FROM facts WHERE name = 'boot'").get != boot:
+                db.execute("UPDATE facts SET value = ? WHERE name = 'boot'", (boot,))
+                db.execute(
+                    "UPDATE facts SET value = (SELECT coalesce(max(seq), 0) + 1 FROM updates) WHERE name = 'boot_first'"
+                )
+
+    # --- the receivers' side ---------------------------------------------------------------------------------
+
+    def append(self, callbacks: Sequence[Callback]) -> list[Outcome]:
+        """Store the updates and dead letters of all callbacks in one commit; they are on disk when this returns."""
+        entries = [entry for callback in callbacks for entry in callback.entries]
+        dead = [letter for callback in callbacks for letter in callback.dead]
+        rows = orjson.dumps(
+            [(e.event_id, e.kind, e.topic, e.event_topic, e.rank, e.timestamp, e.received, e.document) for e in entries]
+        ).decode()
+        known: set[str] | None = None
+        with self._storing() as db:
+            if entries:
+                before = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
+                db.execute(_APPEND, (rows, uptime()))
+                inserted = db.changes()
+                if inserted:
+                    advancing = [seq for (seq,) in db.execute(_ADVANCE, (before,))]
+                    if len(advancing) < inserted:
+                        db.execute(_STAYED, (before, orjson.dumps(advancing).decode()))
+                    db.execute(_LATEST_OF_ALL, (before,))
+                if inserted < len(entries):
+                    fresh = db.execute("SELECT lower(hex(event_id)) FROM updates WHERE seq > ?", (before,))
+                    known = {event_id for (event_id,) in fresh}
+            _bury(db, dead)
+        if known is None:
+            return [Outcome(len(callback.entries), 0) for callback in callbacks]
+        return [_outcome(callback, known) for callback in callbacks]
+
+    # --- the publisher's side --------------------------------------------------------------------------------
+
+    def pending(self, after: int, limit: int) -> list[Stored]:
+        """Updates with a place after this one, in order."""
+        with self._reading() as db:
+            return [_stored(row) for row in db.execute(_PENDING, (after, limit))]
+
+    def settled(self) -> int:
+        """Everything up to this place was acknowledged by the broker or became a dead letter."""
+        return int(self._fact("settled"))
+
+    def settle(self, upto: int, *, late: Sequence[int] = (), dead: Sequence[DeadLetter] = ()) -> None:
+        """Note that everything up to this place is done with."""
+        with self._storing() as db:
+            db.execute("UPDATE facts SET value = ? WHERE name = 'settled' AND value < ?1", (upto,))
+            if late:
+                db.execute(
+                    "UPDATE updates SET late = 1 WHERE seq IN (SELECT value FROM json_each(?))",
+                    (orjson.dumps(list(late)).decode(),),
+                )
+            _bury(db, dead)
+
+    def identity(self) -> str:
+        """Tells this journal from another that took its place."""
+        return str(self._fact("journal"))
+
+    def retained(self, after: tuple[int, str], upto: int, limit: int) -> list[Retained]:
+        """Topics of the ledger in the order of (place, topic), after this one and up to this place."""
+        with self._reading() as db:
+            return [
+                Retained(topic, seq, event_id, Kind(kind), bool(late), document)
+                for topic, seq, event_id, kind, late, document in db.execute(_RETAINED, (*after, upto, limit))
+            ]
+
+    def backlog(self) -> int:
+        """How many updates wait to be settled, at most (places that were skipped count)."""
+        with self._reading() as db:
+            newest = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
+        return max(0, int(newest) - self.settled())
+
+    # --- below -----------------------------------------------------------------------------------------------
+
+    def _fact(self, name: str) -> Any:
+        with self._reading() as db:
+            return db.execute("SELECT value FROM facts WHERE name = ?", (name,)).get
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[apsw.Connection]:
+        """One transaction; whatever SQLite says becomes an error of ours, and nothing is stored."""
+        db = self._opened()
+        try:
+            with _immediately(db):
+                yield db
+        except (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError) as error:
+            raise BrokenStorageError(_words(error)) from error
+        except apsw.Error as error:
+            raise NotStoredError(_words(error)) from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[apsw.Connection]:
+        try:
+            yield self._opened()
+        except apsw.Error as error:
+            raise JournalError(f"journal {self._path}: {_words(error)}") from error
+
+    def _opened(self) -> apsw.Connection:
+        assert self._db is not None, "the journal is used before it is opened"  # noqa: S101  (a caller's mistake)
+        return self._db
+
+
+def check_sqlite() -> None:
+    """Refuse a SQLite that can lose rows.
+
+    Raises:
+        JournalError: It is older than 3.51.3.
+    """
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    if version < OLDEST_SQLITE:
+        raise JournalError(
+            f"SQLite {apsw.sqlite_lib_version()} can lose committed rows; 3.51.3 or newer is needed: "
+            "`pip install --upgrade apsw`"
+        )
+
+
+def boot_id() -> str:
+    """What tells this boot from another; empty where the kernel does not say (then no boot is like another)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def _immediately(db: apsw.Connection) -> Iterator[None]:
+    """A transaction that takes the write lock at once, so that what it reads stays true until it commits."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if not db.get_autocommit():
+            # A failed commit may have rolled back by itself; what the rollback says adds nothing to what failed.
+            with contextlib.suppress(apsw.Error):
+                db.execute("ROLLBACK")
+        raise
+
+
+def _bury(db: apsw.Connection, dead: Sequence[DeadLetter]) -> None:
+    if dead:
+        db.executemany(
+            "INSERT INTO dead_letters (received, source, reason, body) VALUES (?, ?, ?, ?)",
+            [(letter.received, letter.source, letter.reason, letter.body) for letter in dead],
+        )
+
+
+def _outcome(callback: Callback, fresh: set[str]) -> Outcome:
+    stored = 0
+    for entry in callback.entries:
+        if entry.event_id in fresh:
+            stored += 1
+            fresh.discard(entry.event_id)  # the same update again, in this or the next callback, is a duplicate
+    return Outcome(stored, len(callback.entries) - stored)
+
+
+def _stored(row: tuple[Any, ...]) -> Stored:
+    seq, event_id, kind, topic, event_topic, advances, timestamp, received, up, late, document = row
+    return Stored(
+        seq, event_id, Kind(kind), topic, event_topic, bool(advances), timestamp, received, up, bool(late), document
+    )
+
+
+def _words(error: apsw.Error) -> str:
+    """What SQLite says, and what to do about it."""
+    hints: tuple[tuple[type[apsw.Error], str], ...] = (
+        (apsw.FullError, "the disk is full; make room"),
+        (apsw.BusyError, "another process holds it; is another bridge or a database tool using the file?"),
+        (apsw.ReadOnlyError, "it cannot be written; look at the owner and rights of the file and its folder"),
+        (apsw.CantOpenError, "it cannot be opened; look at the owner and rights of the file and its folder"),
+        (apsw.NotADBError, "it is not a database; set journal.url to a file of its own, or move it away"),
+        (apsw.CorruptError, "it is damaged"),
+        (apsw.IOError, "the storage failed; look at the disk or card (dmesg)"),
+    )
+    hint = next((words for kind, words in hints if isinstance(error, kind)), "")
+    return f"{hint} ({error})" if hint else str(error)

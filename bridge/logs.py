@@ -1,0 +1,74 @@
+"""Logs: readable on a terminal, JSON otherwise; one line a fact.
+
+Promise kept here (numbers as in docs/how-it-works.md):
+  7. Hostile text stays text: values are escaped, so no line break or escape code of a callback reaches the log; the
+     path token of the webhook's address reaches it never.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+#: Keys whose values never reach a log, whoever logs them.
+SECRET_KEYS = frozenset({"password", "token", "secret", "authorization", "body"})
+
+
+def configure(level: str, style: str) -> None:
+    """Set up this process' logs, ours and those of the libraries, on standard error.
+
+    Args:
+        level: debug, info, warning or error.
+        style: `text`, `json`, or `auto` for text on a terminal and JSON otherwise.
+    """
+    readable = style == "text" or (style == "auto" and sys.stderr.isatty())
+    timestamps = structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable)
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        hide_secrets,
+        timestamps,
+        structlog.processors.format_exc_info,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if readable else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # granian and others use the standard library's logging; their lines go the same way.
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(max(LEVELS[level], logging.WARNING))
+
+
+#: For granian, which sets up logging anew in each of its processes: its lines go to our handler, errors only.
+GRANIAN_LOGGING: dict[str, Any] = {
+    "version": 1,
+    "incremental": False,
+    "disable_existing_loggers": False,
+    "formatters": {},
+    "handlers": {},
+    "loggers": {"_granian": {"handlers": [], "level": "ERROR", "propagate": True}},
+}
+
+
+def hide_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key in SECRET_KEYS & event.keys():
+        event[key] = "********"
+    return event

@@ -1,0 +1,342 @@
+"""One connection to a broker, from its CONNECT to its end. The only home of paho.
+
+A `Connection` is never used twice: a paho client that reconnects replays its own queue, stale retained state over
+newer and a poison message for ever. What was not acknowledged is the publisher's to send again, on the next one.
+
+paho's own loop is not used: the owner polls `fileno()` and calls `exchange()`, so that one thread owns everything
+about the connection and acknowledgements are settled in batches.
+
+Wire facts: MQTT 5.0 (sections 3.1, 3.2, 3.4) and MQTT 3.1.1 (sections 3.1, 3.2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from bridge.config import BrokerUrl, Tls
+
+#: Protocol levels by the name in settings.
+PROTOCOLS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
+
+#: Seconds for TCP and TLS, and then for the CONNACK.
+CONNECT_TIMEOUT = 3.0
+CONNACK_TIMEOUT = 5.0
+
+#: Reason codes that mean an answer to us, not to one message: not authorized, quota exceeded.
+HOLDING_CODES = frozenset({0x87, 0x97})
+#: CONNACK reason codes that say the broker does not speak this version.
+WRONG_VERSION_CODES = frozenset({0x84, 0x01})
+#: CONNACK reason codes about who we are: bad user name or password, not authorized, banned (in 5 and 3.1.1).
+CREDENTIAL_CODES = frozenset({0x86, 0x87, 0x8A, 0x04, 0x05})
+
+
+class ConnectionEndedError(Exception):
+    """The connection is over, or never came about; the message says why, in words for the user.
+
+    Attributes:
+        refused: The broker answered and said no; trying again soon is of no use.
+        other_version: It may work with the other protocol version.
+    """
+
+    def __init__(self, why: str, *, refused: bool = False, other_version: bool = False) -> None:
+        super().__init__(why)
+        self.refused = refused
+        self.other_version = other_version
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A PUBACK: the number `publish` gave, and the reason code (below 0x80: it was taken)."""
+
+    number: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What the broker sent for one of our subscriptions."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the broker said in its CONNACK.
+
+    Attributes:
+        in_flight: Receive Maximum: how many QoS 1 publications may wait for their PUBACK.
+        packet: Maximum Packet Size in bytes.
+        retains: Whether retained messages are allowed.
+    """
+
+    in_flight: int = 65_535
+    packet: int = 268_435_455
+    retains: bool = True
+
+
+class Connection:
+    """A connection to a broker.
+
+    Args:
+        url: Where, and with which user and password.
+        tls: For mqtts and wss.
+        protocol: `5` or `3.1.1`.
+        client_id: Our name at the broker.
+        keepalive: Seconds; a broker that is silent for longer is taken for dead.
+        will: Topic and payload that the broker publishes, retained, if the connection breaks; None for none.
+    """
+
+    def __init__(
+        self,
+        url: BrokerUrl,
+        tls: Tls,
+        *,
+        protocol: str,
+        client_id: str,
+        keepalive: float,
+        will: tuple[str, bytes] | None = None,
+    ) -> None:
+        self.protocol = protocol
+        self.limits = Limits()
+        self.connected = False
+        #: What arrived since the owner last looked; the owner empties them.
+        self.acks: list[Ack] = []
+        self.messages: list[Message] = []
+        self.subscribed: list[int] = []
+        self._url = url
+        self._tls = tls
+        self._keepalive = max(5, round(keepalive))
+        self._ended: ConnectionEndedError | None = None
+        self._opened = 0.0
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=PROTOCOLS[protocol],
+            transport="websockets" if url.scheme in ("ws", "wss") else "tcp",
+            reconnect_on_failure=False,
+            **({} if protocol == "5" else {"clean_session": True}),
+        )
+        client.max_queued_messages_set(0)
+        client.max_inflight_messages_set(0)  # the window is the publisher's
+        client.connect_timeout = CONNECT_TIMEOUT
+        if url.username is not None:
+            client.username_pw_set(url.username, url.password)
+        if will is not None:
+            client.will_set(will[0], will[1], qos=1, retain=True)
+        # With this callback set, publish() queues and loop_write() sends: one system call sees many packets.
+        client.on_socket_register_write = _nothing
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
+        self._client = client
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect TCP (and TLS, websocket), and send CONNECT; `connected` turns true when the CONNACK came.
+
+        Raises:
+            ConnectionEndedError: Nobody is there, or the TLS handshake failed.
+        """
+        url = self._url
+        try:
+            if url.is_encrypted:
+                self._client.tls_set_context(_tls_context(self._tls))
+            if url.scheme in ("ws", "wss"):
+                self._client.ws_set_options(path=url.path)
+            self._opened = time.monotonic()
+            self._client.connect(
+                url.host,
+                url.port,
+                keepalive=self._keepalive,
+                clean_start=True if self.protocol == "5" else paho.MQTT_CLEAN_START_FIRST_ONLY,
+            )
+        except ssl.SSLCertVerificationError as error:
+            raise ConnectionEndedError(
+                f"the broker's certificate is not trusted: {error.verify_message}; set mqtt.tls.ca to the CA's file",
+                refused=True,
+            ) from error
+        except (OSError, ValueError, paho.WebsocketConnectionError) as error:
+            self.close()
+            words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise ConnectionEndedError(f"no connection to {url}: {words}") from error
+
+    def close(self, *, politely: bool = False) -> None:
+        """End the connection; politely with a DISCONNECT, so that the broker keeps the will to itself."""
+        client = self._client
+        client.on_disconnect = None
+        with contextlib.suppress(Exception):  # it is over, whatever paho makes of it
+            if politely and self.connected:
+                client.disconnect()
+                client.loop_write()
+            client._sock_close()  # noqa: SLF001  (paho has no public way to drop a connection)
+        self.connected = False
+
+    def fileno(self) -> int:
+        sock = self._client.socket()
+        return -1 if sock is None else int(sock.fileno())
+
+    def poll(self, poller: select.poll) -> None:
+        """Register with what we wait for: incoming data, and room for what is not yet sent."""
+        wanted = select.POLLIN | (select.POLLOUT if self._client.want_write() else 0)
+        poller.register(self.fileno(), wanted)
+
+    def exchange(self) -> None:
+        """Read what came and send what waits, without blocking; look after the keep-alive.
+
+        Raises:
+            ConnectionEndedError: The connection is over.
+        """
+        client = self._client
+        if client.want_write():
+            client.loop_write()
+        while self._ended is None:
+            before = len(self.acks) + len(self.messages)
+            client.loop_read()
+            sock = client.socket()
+            # TLS and websocket keep what was read with an earlier packet; poll() does not see it.
+            hidden = sock is not None and hasattr(sock, "pending") and sock.pending() > 0
+            if not hidden and len(self.acks) + len(self.messages) == before:
+                break
+        client.loop_misc()
+        if self._ended is None and client.socket() is None:
+            self._ended = self._closed()
+        if self._ended is None and not self.connected and time.monotonic() - self._opened > CONNACK_TIMEOUT:
+            self._ended = ConnectionEndedError(
+                f"{self._url} accepted the connection and does not answer", other_version=True
+            )
+        if self._ended is not None:
+            raise self._ended
+
+    # --- traffic ---------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool,
+        expiry: float | None = None,
+        properties: tuple[tuple[str, str], ...] = (),
+    ) -> int:
+        """Queue a QoS 1 publication; returns the number that its `Ack` will bear.
+
+        Args:
+            topic: Its full topic.
+            payload: Its content; empty takes a retained message away.
+            retain: Whether the broker keeps it.
+            expiry: Seconds after which the broker may forget it (MQTT 5 only).
+            properties: User properties (MQTT 5 only).
+        """
+        info = self._client.publish(
+            topic,
+            payload,
+            qos=1,
+            retain=retain and self.limits.retains,
+            properties=_properties(expiry, properties, payload) if self.protocol == "5" else None,
+        )
+        return info.mid
+
+    def subscribe(self, *topics: str) -> int:
+        """Subscribe with QoS 1; returns the number that turns up in `subscribed` when the broker has answered."""
+        _, number = self._client.subscribe([(topic, 1) for topic in topics])
+        return number or 0
+
+    # --- paho's callbacks: they only note, as an exception here would be lost or deadly ------------------------
+
+    def _on_connect(self, _: Any, __: Any, ___: Any, reason: ReasonCode, properties: Properties | None) -> None:
+        if reason.is_failure:
+            self._ended = self._refusal(reason)
+            return
+        self.connected = True
+        self.limits = Limits(
+            in_flight=getattr(properties, "ReceiveMaximum", 65_535),
+            packet=getattr(properties, "MaximumPacketSize", 268_435_455),
+            retains=bool(getattr(properties, "RetainAvailable", 1)),
+        )
+
+    def _on_disconnect(self, _: Any, __: Any, ___: Any, reason: ReasonCode, ____: Any) -> None:
+        if self._ended is None:
+            self._ended = self._closed(str(reason))
+
+    def _on_publish(self, _: Any, __: Any, number: int, reason: ReasonCode, ___: Any) -> None:
+        self.acks.append(Ack(number, reason.value))
+
+    def _on_message(self, _: Any, __: Any, message: paho.MQTTMessage) -> None:
+        self.messages.append(Message(message.topic, bytes(message.payload), message.retain))
+
+    def _on_subscribe(self, _: Any, __: Any, number: int, ___: Any, ____: Any) -> None:
+        self.subscribed.append(number)
+
+    def _refusal(self, reason: ReasonCode) -> ConnectionEndedError:
+        if reason.value in WRONG_VERSION_CODES:
+            return ConnectionEndedError(f"{self._url} does not speak MQTT {self.protocol}", other_version=True)
+        hint = ""
+        if reason.value in CREDENTIAL_CODES:
+            hint = (
+                "; look at mqtt.username and mqtt.password"
+                if self._url.username
+                else "; set mqtt.username and mqtt.password"
+            )
+        return ConnectionEndedError(f"{self._url} refuses us: {str(reason).lower()}{hint}", refused=True)
+
+    def _closed(self, why: str = "") -> ConnectionEndedError:
+        if self.connected:
+            return ConnectionEndedError(f"{self._url} ended the connection ({why.lower() or 'closed'})")
+        # Some brokers cut the line at a CONNECT of a version they do not know.
+        return ConnectionEndedError(f"{self._url} closed the connection before it answered", other_version=True)
+
+
+def _nothing(*_: Any) -> None:
+    """Set as a callback whose presence is all that matters."""
+
+
+def _tls_context(tls: Tls) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+        if tls.certificate and tls.key:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except (ssl.SSLError, OSError) as error:
+        raise ConnectionEndedError(f"mqtt.tls: a file cannot be used: {error}", refused=True) from error
+    if tls.dangerously_accept_any_certificate:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _properties(expiry: float | None, user: tuple[tuple[str, str], ...], payload: bytes) -> Properties:
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if payload:
+        properties.ContentType = "application/json" if payload[:1] == b"{" else "text/plain"
+        properties.PayloadFormatIndicator = 1
+    if expiry is not None and payload:
+        properties.MessageExpiryInterval = max(1, min(round(expiry), 0xFFFFFFFF))
+    if user:
+        properties.UserProperty = list(user)
+    return properties
+
+
+__all__ = [
+    "HOLDING_CODES",
+    "Ack",
+    "Connection",
+    "ConnectionEndedError",
+    "Limits",
+    "MQTTErrorCode",
+    "Message",
+]

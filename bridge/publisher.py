@@ -1,0 +1,685 @@
+"""Pending updates to the broker: fetch, project, publish, settle; restore what the broker forgot.
+
+One thread owns the connection, the window of what is in flight, and the notes in the journal.
+
+Promises kept here (numbers as in docs/how-it-works.md):
+  2. Delivered at least once, settled only by the broker: an update is settled when each of its publications was
+     acknowledged with a reason code below 0x80, or became a dead letter.
+  4. Never backwards: an older state is not sent again once a newer one of its topic was acknowledged.
+  5. A click fires once, and now: what was acknowledged is not sent again, and each time a click is about to be sent,
+     its age is looked at anew.
+  6. What it put on the broker it can restore: `bridge/checkpoint` tells what the broker remembers; what was settled
+     after it is published again from the ledger.
+  8. One bad thing harms only itself: what the broker will not take becomes a dead letter.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import orjson
+import structlog
+
+from bridge import topics
+from bridge.clock import Clock
+from bridge.config import BrokerUrl, Tls
+from bridge.journal import BrokenStorageError, DeadLetter, Journal, NotStoredError, Retained, Stored
+from bridge.model import Kind, iso_utc
+from bridge.mqtt import HOLDING_CODES, Ack, Connection, ConnectionEndedError
+from bridge.wakeup import Doorbell
+
+log = structlog.get_logger()
+
+#: How many QoS 1 publications may wait for their PUBACK, unless the broker's Receive Maximum is smaller.
+WINDOW = 500
+#: How many updates are read from the journal at once.
+FETCH = 250
+#: Seconds between two notes of what is settled, and between two checkpoints on the broker, under load.
+SETTLE_EVERY = 0.1
+CHECKPOINT_EVERY = 1.0
+#: Seconds between two tries to reach a broker, doubled from the first to the second; and when it said no.
+RETRY_FIRST, RETRY_MOST, RETRY_REFUSED = 0.25, 5.0, 10.0
+#: How often the broker must hang up at a publication that is alone in flight before it becomes a dead letter.
+STRIKES = 3
+#: Seconds to wait for our own retained message to come back before asking again, and before giving up.
+CANARY_AGAIN, CANARY_GIVE_UP = 1.0, 5.0
+#: Seconds in which a missing checkpoint may still come, once the broker has shown that it serves retained messages.
+CHECKPOINT_GRACE = 1.0
+#: Sorts behind every topic.
+LAST_TOPIC = "\U0010ffff"
+#: Seconds for what is in flight when the bridge stops.
+STOP_PATIENCE = 3.0
+#: A turn of the publisher's loop takes no longer than this many seconds, a connection that hangs included.
+ALIVE = 30.0
+#: The publisher also looks into the journal by itself this often, should a ring be lost, in seconds.
+POLL = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherSettings:
+    """What the publisher needs to know.
+
+    Attributes:
+        protocols: In the order in which they are tried: `5`, `3.1.1`.
+        keepalive: Seconds.
+        max_age: Seconds after which a click is late; None: never.
+        info: What `bridge/info` says beside broker and protocol.
+    """
+
+    broker: BrokerUrl
+    tls: Tls
+    protocols: tuple[str, ...]
+    client_id: str
+    keepalive: float
+    base_topic: str
+    max_age: float | None
+    info: dict[str, object] = field(default_factory=dict)
+
+
+class Role(Enum):
+    """What a publication of an update is for."""
+
+    EVENT = "event"
+    STATE = "state"
+    LAST = "last"
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One publication on its way.
+
+    Attributes:
+        topic: Its full topic.
+        role: Of an update's publication; None for the bridge's own and for what is restored.
+        progress: Of the update; None likewise.
+    """
+
+    topic: str
+    payload: bytes
+    retain: bool
+    expiry: float | None = None
+    event_id: str | None = None
+    role: Role | None = None
+    progress: Progress | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """An update that was read from the journal and is not settled: what is still to be acknowledged."""
+
+    stored: Stored
+    waiting: set[Role]
+    holds_last: bool = False
+
+    @property
+    def done(self) -> bool:
+        return not self.waiting
+
+
+class Greeting(Enum):
+    """How far a new connection has come."""
+
+    CONNECTING = "connecting"
+    ANNOUNCING = "announcing"  # state and info sent, not yet acknowledged
+    PROBING = "probing"  # waiting for our own retained message to come back
+    READY = "ready"
+
+
+class Publisher:
+    """Publishes what the journal holds; `run` is its thread.
+
+    Args:
+        settings: What to do.
+        journal: Opened by and for the thread that calls `run`.
+        doorbell: Rings when something was stored, or to stop.
+        clock: Wall clock and time since boot.
+        connect: Makes a connection; tests pass their own.
+        monotonic: Seconds that never jump, for patience and pace.
+    """
+
+    def __init__(
+        self,
+        settings: PublisherSettings,
+        journal: Journal,
+        doorbell: Doorbell,
+        clock: Clock,
+        connect: Callable[..., Connection] = Connection,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._doorbell = doorbell
+        self._clock = clock
+        self._connect = connect
+        self._monotonic = monotonic
+        self._stopping = threading.Event()
+        self._turn = monotonic()
+
+        # The connection and what is in flight on it, by the number that its PUBACK will bear.
+        self._connection: Connection | None = None
+        self._greeting = Greeting.CONNECTING
+        self._flights: dict[int, Flight] = {}
+        self._waiting: deque[Flight] = deque()
+        self._last_ack = 0.0
+        self._retry_at = 0.0
+        self._failures = 0
+        self._protocol = 0  # index in settings.protocols
+        self._said: str | None = None  # the trouble that was logged last
+
+        # Updates between what is settled and what was fetched, in order.
+        self._window: dict[int, Progress] = {}
+        self._settled = 0
+        self._fetched = 0
+        self._exhausted = False
+        self._noted = 0  # what the journal knows to be settled
+        self._noted_at = 0.0
+        self._late: set[int] = set()
+        self._dead: list[DeadLetter] = []
+        self._unnoted = ""  # why the journal did not take the last note
+
+        # What the broker hung up at.
+        self._cautious = 0  # so many acknowledgements until the window opens again
+        self._strikes: dict[str, int] = {}
+
+        # What the broker remembers.
+        self._identity = ""
+        self._announcement = b""
+        self._asked_at = 0.0
+        self._probing_since = 0.0
+        self._ready_at = 0.0
+        self._listening = False  # for the checkpoint
+        self._checkpoint: int | None = None  # the broker's
+        self._checkpointed = -1  # ours
+        self._checkpointed_at = 0.0
+        self._restore: tuple[int, str] | None = None  # the ledger is being restored, up to here so far
+        self._untaken: set[str] = set()  # topics that were given up: not restored either
+        self._restore_upto = 0
+        self._restored = 0
+
+    # --- the thread ------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Publish until `stop`; then let what is in flight end, and say goodbye to the broker."""
+        self.start()
+        while not self._stopping.is_set():
+            if not self.step():
+                self._wait()
+        self._finish()
+
+    def stop(self) -> None:
+        """Let `run` return, from any thread."""
+        self._stopping.set()
+        self._doorbell.ring()
+
+    @property
+    def connected(self) -> bool:
+        """Whether updates can flow to the broker."""
+        return self._connection is not None and self._greeting is Greeting.READY
+
+    @property
+    def trouble(self) -> str | None:
+        """Why updates do not flow, in words, or None."""
+        return None if self.connected else self._said
+
+    def is_alive(self) -> bool:
+        """Whether its thread took a turn lately: a publisher that hangs must not look well."""
+        return self._monotonic() - self._turn < ALIVE
+
+    def start(self) -> None:
+        """Read where the journal stands."""
+        self._identity = self._journal.identity()
+        self._settled = self._fetched = self._noted = self._journal.settled()
+
+    def step(self) -> bool:
+        """Do what can be done without waiting; whether anything was."""
+        self._turn = self._monotonic()
+        if self._connection is None:
+            return self._open_if_due()
+        try:
+            did = self._exchange()
+            if self._greeting is not Greeting.READY:
+                did |= self._greet()
+            if self._greeting is Greeting.READY:
+                did |= self._fill()
+        except ConnectionEndedError as error:
+            self._lose(error)
+            return True
+        self._settle()
+        return did
+
+    def _wait(self) -> None:
+        """Until the broker, a receiver or `stop` has something, or something is due."""
+        poller = select.poll()
+        poller.register(self._doorbell.fileno(), select.POLLIN)
+        patience = POLL
+        if self._connection is None:
+            patience = max(0.0, min(POLL, self._retry_at - self._monotonic()))
+        else:
+            self._connection.poll(poller)
+            if self._greeting is not Greeting.READY or self._settled > self._noted:
+                patience = SETTLE_EVERY
+        poller.poll(patience * 1000)
+        self._doorbell.silence()
+        self._exhausted = False
+
+    # --- the connection --------------------------------------------------------------------------------------
+
+    def _open_if_due(self) -> bool:
+        if self._monotonic() < self._retry_at:
+            return False
+        settings = self._settings
+        self._connection = self._connect(
+            settings.broker,
+            settings.tls,
+            protocol=settings.protocols[self._protocol],
+            client_id=settings.client_id,
+            keepalive=settings.keepalive,
+            will=(self._full(topics.BRIDGE_STATE), b"offline"),
+        )
+        self._greeting = Greeting.CONNECTING
+        try:
+            self._connection.open()
+        except ConnectionEndedError as error:
+            self._lose(error)
+        return True
+
+    def _exchange(self) -> bool:
+        connection = self._connected()
+        connection.exchange()
+        acks, connection.acks = connection.acks, []
+        for ack in acks:
+            self._acknowledge(ack)
+        for message in connection.messages:
+            self._hear(message.topic, message.payload)
+        connection.messages.clear()
+        now = self._monotonic()
+        if acks or not self._flights:
+            self._last_ack = now
+        elif now - self._last_ack > self._settings.keepalive:
+            raise ConnectionEndedError(f"{self._settings.broker} acknowledges nothing any more")
+        return bool(acks)
+
+    def _lose(self, error: ConnectionEndedError) -> None:
+        """The connection is over: remember what was in flight, and when to try again."""
+        connection = self._connected()
+        connection.close()
+        self._connection = None
+        was_ready = self._greeting is Greeting.READY
+        in_flight = len(self._flights)
+        if was_ready and in_flight and not error.refused:
+            self._suspect()
+        self._flights.clear()
+        self._waiting.clear()
+        self._restore = None
+        if not was_ready and error.other_version and self._protocol + 1 < len(self._settings.protocols):
+            self._protocol += 1
+            self._retry_at = 0.0
+            return
+        if not was_ready:
+            self._protocol = 0
+        if was_ready:
+            self._failures = 0
+        pause = RETRY_REFUSED if error.refused else min(RETRY_MOST, RETRY_FIRST * 2**self._failures)
+        self._failures = min(self._failures + 1, 10)
+        self._retry_at = self._monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  (spreads, protects nothing)
+        if self._said != str(error):
+            log.warning("the broker is away; everything is kept until it is back", why=str(error))
+            self._said = str(error)
+
+    def _suspect(self) -> None:
+        """Something in flight may be what the broker hung up at: send alone what was."""
+        suspects = list(self._flights.values())
+        self._cautious = max(self._cautious, len(suspects))
+        if len(suspects) != 1:
+            return
+        flight = suspects[0]
+        strikes = self._strikes[flight.topic] = self._strikes.get(flight.topic, 0) + 1
+        self._failures = 0
+        if strikes >= STRIKES:
+            del self._strikes[flight.topic]
+            self._give_up(flight, f"the broker ended the connection {STRIKES} times when it got this")
+
+    def _connected(self) -> Connection:
+        assert self._connection is not None, "there is no connection"  # noqa: S101  (a fault of ours)
+        return self._connection
+
+    # --- the greeting: say who is there, and ask what the broker remembers ------------------------------------
+
+    def _greet(self) -> bool:
+        connection = self._connected()
+        now = self._monotonic()
+        if self._greeting is Greeting.CONNECTING and connection.connected:
+            self._announce()
+            return True
+        if self._greeting is Greeting.ANNOUNCING and not self._flights:
+            self._greeting = Greeting.PROBING
+            self._probing_since = now
+            self._ask(now)
+            return True
+        if self._greeting is Greeting.PROBING:
+            if now - self._probing_since > CANARY_GIVE_UP:
+                # Under 3.1.1 a publication that is not allowed is acknowledged and dropped: this is how it shows.
+                raise ConnectionEndedError(
+                    f"{self._settings.broker} does not give back what is published to it; allow the bridge to publish "
+                    f"and to read {self._settings.base_topic}/#",
+                    refused=True,
+                )
+            if now - self._asked_at > CANARY_AGAIN:
+                self._ask(now)
+        return False
+
+    def _announce(self) -> None:
+        """Say who is there, in a text of its own each time, so that it is known again when it comes back."""
+        self._greeting = Greeting.ANNOUNCING
+        self._checkpoint, self._listening = None, True
+        self._announcement = orjson.dumps(
+            {
+                **self._settings.info,
+                "broker": str(self._settings.broker),
+                "protocol": self._connected().protocol,
+                "connected_at": iso_utc(self._clock.wall()),
+                "connection": f"{random.getrandbits(64):016x}",
+            }
+        )
+        self._send(Flight(self._full(topics.BRIDGE_STATE), b"online", retain=True))
+        self._send(Flight(self._full(topics.BRIDGE_INFO), self._announcement, retain=True))
+
+    def _ask(self, now: float) -> None:
+        self._asked_at = now
+        self._connected().subscribe(self._full(topics.BRIDGE_CHECKPOINT), self._full(topics.BRIDGE_INFO))
+
+    def _hear(self, topic: str, payload: bytes) -> None:
+        """What the broker has for us: our own announcement, and the last checkpoint."""
+        if topic == self._full(topics.BRIDGE_INFO):
+            if self._greeting is Greeting.PROBING and payload == self._announcement:
+                self._be_ready()
+        elif topic == self._full(topics.BRIDGE_CHECKPOINT) and self._listening:
+            try:
+                checkpoint = orjson.loads(payload)
+                if checkpoint["journal"] == self._identity and 0 <= int(checkpoint["seq"]) <= self._fetched:
+                    self._checkpoint = int(checkpoint["seq"])
+            except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+                pass  # not one of ours: as good as none
+
+    def _be_ready(self) -> None:
+        """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
+        self._greeting = Greeting.READY
+        self._ready_at = self._monotonic()
+        self._failures = 0
+        self._said = None
+        log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)
+        for progress in self._window.values():
+            self._launch(progress, again=True)
+        self._restore_upto = self._fetched
+        self._restored = 0
+
+    def _find_checkpoint(self) -> bool:
+        """Decide what has to be restored; a checkpoint that is not there has a moment to turn up.
+
+        An embedded broker that has just started was seen to hand out retained messages late.
+        """
+        now = self._monotonic()
+        if self._checkpoint is None and now - self._ready_at < CHECKPOINT_GRACE:
+            if now - self._asked_at > CHECKPOINT_GRACE / 2:
+                self._ask(now)
+            return False
+        self._listening = False
+        self._restore = (self._checkpoint or 0, LAST_TOPIC)
+        return True
+
+    # --- sending ---------------------------------------------------------------------------------------------
+
+    def _fill(self) -> bool:
+        """Fill the window: with what waits, then new updates, then what is to be restored."""
+        did = self._listening and self._find_checkpoint()
+        while len(self._flights) < self._room():
+            if self._waiting:
+                self._send(self._waiting.popleft())
+            elif not self._stopping.is_set() and not self._exhausted and self._fetch():
+                pass
+            elif not self._restore_more():
+                break
+            did = True
+        return did
+
+    def _room(self) -> int:
+        if self._cautious > 0:
+            return 1
+        return min(WINDOW, self._connected().limits.in_flight)
+
+    def _fetch(self) -> bool:
+        updates = self._journal.pending(self._fetched, FETCH)
+        if not updates:
+            self._exhausted = True
+            return False
+        newest = {stored.kind: stored.seq for stored in updates}
+        for stored in updates:
+            self._clock.observe(timestamp=stored.timestamp, uptime=stored.uptime)
+            progress = Progress(stored, {Role.EVENT}, holds_last=newest[stored.kind] == stored.seq)
+            if stored.advances:
+                progress.waiting.add(Role.STATE)
+            if progress.holds_last:
+                progress.waiting.add(Role.LAST)
+            self._window[stored.seq] = progress
+            self._launch(progress)
+        self._fetched = updates[-1].seq
+        return True
+
+    def _launch(self, progress: Progress, *, again: bool = False) -> None:
+        """Queue what an update still has to be acknowledged for; again on a new connection."""
+        stored = progress.stored
+        document = stored.document
+        expiry: float | None = None
+        if stored.kind is Kind.BUTTON and Role.EVENT in progress.waiting and self._settings.max_age is not None:
+            expiry = self._settings.max_age - self._clock.age(
+                timestamp=stored.timestamp, received=stored.received, uptime=stored.uptime
+            )
+            if expiry < 0:
+                # Too old to fire: recorded (also where it stood already as one that would fire), and no event.
+                self._late.add(stored.seq)
+                progress.waiting = {Role.STATE} if stored.advances else set()
+                if progress.holds_last:
+                    progress.waiting.add(Role.LAST)
+        if stored.late or stored.seq in self._late:
+            document = topics.marked_late(document)
+        payload = document.encode()
+        for role, topic, retain in (
+            (Role.STATE, stored.topic, True),
+            (Role.LAST, f"last/{stored.kind}", True),
+            (Role.EVENT, stored.event_topic, False),
+        ):
+            if role not in progress.waiting:
+                continue
+            if again and role is Role.STATE and self._is_outdated(stored):
+                progress.waiting.discard(role)
+                continue
+            self._waiting.append(
+                Flight(
+                    self._full(topic),
+                    payload,
+                    retain,
+                    expiry=expiry if role is Role.EVENT else None,
+                    event_id=stored.event_id,
+                    role=role,
+                    progress=progress,
+                )
+            )
+
+    def _is_outdated(self, stored: Stored) -> bool:
+        """Whether a newer state of the same topic was acknowledged already: possible when this is sent again."""
+        return any(
+            other.stored.topic == stored.topic and other.stored.advances and Role.STATE not in other.waiting
+            for seq, other in self._window.items()
+            if seq > stored.seq
+        )
+
+    def _send(self, flight: Flight) -> None:
+        connection = self._connected()
+        # Fixed header, topic, packet identifier; properties under MQTT 5.
+        size = len(flight.topic) + len(flight.payload) + 160
+        if size > connection.limits.packet:
+            self._give_up(
+                flight, f"it is larger than the broker's maximum packet size of {connection.limits.packet} bytes"
+            )
+            return
+        number = connection.publish(
+            flight.topic,
+            flight.payload,
+            retain=flight.retain,
+            expiry=flight.expiry,
+            properties=(("event_id", flight.event_id),) if flight.event_id else (),
+        )
+        self._flights[number] = flight
+
+    def _restore_more(self) -> bool:
+        """Publish the next topics of the ledger that the broker may have forgotten; whether there were any."""
+        if self._restore is None:
+            return False
+        room = self._room() - len(self._flights)
+        rows = self._journal.retained(self._restore, self._restore_upto, room)
+        if not rows:
+            if self._restored:
+                log.info("retained topics restored", topics=self._restored)
+            self._restore = None
+            return False
+        for row in rows:
+            progress = self._window.get(row.seq)
+            on_its_way = progress is not None and Role.STATE in progress.waiting
+            if not on_its_way and self._full(row.topic) not in self._untaken:
+                self._send(self._restored_flight(row))
+                self._restored += 1
+        self._restore = (rows[-1].seq, rows[-1].topic)
+        return True
+
+    def _restored_flight(self, row: Retained) -> Flight:
+        late = row.late or row.seq in self._late
+        document = topics.marked_late(row.document) if late else row.document
+        return Flight(self._full(row.topic), document.encode(), retain=True, event_id=row.event_id)
+
+    # --- settling --------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, ack: Ack) -> None:
+        flight = self._flights.get(ack.number)
+        if flight is None:
+            return
+        if ack.code in HOLDING_CODES:
+            # Not this message's fault: nothing is given up, everything waits until the broker allows it.
+            raise ConnectionEndedError(self._permission_wanted(flight.topic, ack.code), refused=True)
+        del self._flights[ack.number]
+        self._cautious = max(0, self._cautious - 1)
+        self._strikes.pop(flight.topic, None)
+        if ack.code >= 0x80:
+            self._give_up(flight, f"the broker refused it with reason code 0x{ack.code:02X}")
+        else:
+            self._done(flight)
+
+    def _done(self, flight: Flight) -> None:
+        if flight.progress is not None and flight.role is not None:
+            flight.progress.waiting.discard(flight.role)
+
+    def _give_up(self, flight: Flight, why: str) -> None:
+        """A publication becomes a dead letter, whole and with its reason; its update goes on without it."""
+        log.error(
+            "the broker does not take a publication; it is in the dead letters", why=why, bytes=len(flight.payload)
+        )
+        body = orjson.dumps(
+            {"topic": flight.topic, "retain": flight.retain, "payload": flight.payload.decode("utf-8", "replace")}
+        )
+        if flight.retain:
+            self._untaken.add(flight.topic)
+        self._dead.append(DeadLetter("publication", why, body, self._clock.wall()))
+        self._done(flight)
+
+    def _permission_wanted(self, topic: str, code: int) -> str:
+        if code == 0x97:
+            return f"{self._settings.broker} says that a quota is exceeded (0x97); raise it"
+        return (
+            f"{self._settings.broker} does not allow the bridge to publish to {topic} (0x87); "
+            f"allow it {self._settings.base_topic}/#"
+        )
+
+    def _settle(self) -> None:
+        """Move on over what is done, and note it: in the journal, and on the broker as a checkpoint."""
+        while self._window:
+            seq, first = next(iter(self._window.items()))
+            if not first.done:
+                break
+            del self._window[seq]
+            self._settled = seq
+        now = self._monotonic()
+        idle = not self._flights and not self._waiting
+        if (self._settled > self._noted or self._dead) and (idle or now - self._noted_at >= SETTLE_EVERY):
+            self._note(now)
+        if (
+            self._greeting is Greeting.READY
+            and self._connection is not None
+            and self._is_restored
+            and self._noted != self._checkpointed
+            and now - self._checkpointed_at >= CHECKPOINT_EVERY
+        ):
+            self._publish_checkpoint(now)
+
+    @property
+    def _is_restored(self) -> bool:
+        return not self._listening and self._restore is None
+
+    def _note(self, now: float) -> None:
+        late = sorted(seq for seq in self._late if seq <= self._settled)
+        self._noted_at = now
+        try:
+            self._journal.settle(self._settled, late=late, dead=self._dead)
+        except BrokenStorageError:
+            raise
+        except NotStoredError as error:
+            # Publishing goes on; what is not noted would only be published again after a restart.
+            if self._unnoted != str(error):
+                log.warning("what was published could not be noted; it is tried again", why=str(error))
+                self._unnoted = str(error)
+            return
+        self._unnoted = ""
+        self._late.difference_update(late)
+        self._dead = []
+        self._noted = self._settled
+
+    def _publish_checkpoint(self, now: float) -> None:
+        checkpoint = orjson.dumps({"seq": self._noted, "journal": self._identity})
+        self._send(Flight(self._full(topics.BRIDGE_CHECKPOINT), checkpoint, retain=True))
+        self._checkpointed, self._checkpointed_at = self._noted, now
+
+    # --- the end ---------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Let what is in flight end, bounded; note what is settled; go offline."""
+        deadline = self._monotonic() + STOP_PATIENCE
+        said_goodbye = False
+        is_restored, self._restore, self._listening = self._is_restored, None, False
+        while self._connection is not None and self._monotonic() < deadline:
+            if self._greeting is not Greeting.READY:
+                break
+            if not self._flights and not self._waiting:
+                if said_goodbye:
+                    break
+                self._settle()
+                if is_restored:
+                    self._publish_checkpoint(self._monotonic())
+                self._send(Flight(self._full(topics.BRIDGE_STATE), b"offline", retain=True))
+                said_goodbye = True
+            self.step()
+            if self._connection is not None and self._flights:
+                poller = select.poll()
+                self._connection.poll(poller)
+                poller.poll(50)
+        self._settle()
+        if self._connection is not None:
+            self._connection.close(politely=said_goodbye)
+            self._connection = None
+
+    def _full(self, topic: str) -> str:
+        return f"{self._settings.base_topic}/{topic}"

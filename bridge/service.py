@@ -1,0 +1,317 @@
+"""The main process: who owns which thread, in which order things start and stop, and what ends the process.
+
+granian supervises the receiver processes from here; the publisher, the embedded broker and the heartbeat are threads.
+A thread that ends unasked takes the process down with its reason: whoever supervises us starts it anew, and the
+journal holds everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import multiprocessing
+import os
+import platform
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from granian.constants import Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server import MPServer
+
+from bridge import __version__, logs, receiver, systemd
+from bridge.broker import BrokerMissingError, EmbeddedBroker, accepts, find_program, is_a_broker
+from bridge.clock import Clock
+from bridge.config import Address, ConfigError, Loaded, Settings, state_directory
+from bridge.journal import JournalError
+from bridge.journal.sqlite import SqliteJournal
+from bridge.publisher import Publisher, PublisherSettings
+from bridge.wakeup import Doorbell
+
+log = structlog.get_logger()
+
+#: Seconds that a receiver has for the requests it is answering when the bridge stops.
+RECEIVER_PATIENCE = 4
+#: Seconds that the publisher's thread has to end.
+PUBLISHER_PATIENCE = 5.0
+#: Seconds between two heartbeats, unless systemd's watchdog wants more of them.
+HEARTBEAT = 5.0
+
+
+class StartError(Exception):
+    """The bridge cannot start as it is set up; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What listens where, for whoever asked to be told."""
+
+    webhook: Address
+    broker: str
+
+
+def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
+    """Run the bridge until a signal ends it; returns the exit code.
+
+    Args:
+        loaded: The settings.
+        on_ready: Called once when callbacks are taken.
+
+    Raises:
+        StartError, ConfigError, JournalError: It cannot start; nothing was left behind.
+    """
+    settings = loaded.settings
+    logs.configure(settings.log.level, settings.log.format)
+    program = _embedded_program(settings)
+    _make_state_directory()
+    with _alone(settings.journal_path):
+        _check_free(settings.webhook.listen, "webhook.listen")
+        if program is not None:
+            _check_broker_free(settings.mqtt.embedded.listen)
+        SqliteJournal(settings.journal_path).create()
+        return _Bridge(settings, program, on_ready).serve()
+
+
+class _Bridge:
+    """The running bridge: made once, served once."""
+
+    def __init__(self, settings: Settings, program: Path | None, on_ready: Callable[[Ready], None] | None) -> None:
+        self._settings = settings
+        self._on_ready = on_ready
+        self._failure: str | None = None
+        self._threads: dict[str, threading.Thread] = {}
+        self._stopping = threading.Event()
+        self._bell_path = settings.journal_path.with_suffix(".bell")
+        self._doorbell = Doorbell(self._bell_path)
+        self._journal = SqliteJournal(settings.journal_path, durable=False)
+        self._publisher = Publisher(_publisher_settings(settings), self._journal, self._doorbell, Clock())
+        self._broker = (
+            EmbeddedBroker(settings.mqtt.embedded, state_directory() / "broker", program) if program else None
+        )
+        self._server = self._granian()
+
+    def serve(self) -> int:
+        with self._doorbell:
+            try:
+                self._server.serve(target_loader=self._receiver, wrap_loader=False)
+            except SystemExit as ended:  # granian's word for receivers that die again and again
+                self._failure = self._failure or f"the receivers ended (exit code {ended.code})"
+                self._stop()
+        if self._failure:
+            log.error("the bridge ends", why=self._failure)
+            return 1
+        log.info("stopped")
+        return 0
+
+    # --- receivers ---------------------------------------------------------------------------------------------
+
+    def _granian(self) -> MPServer:
+        webhook = self._settings.webhook
+        # A receiver starts as a new interpreter: what this process knows (the broker's password), it does not.
+        multiprocessing.set_start_method("spawn", force=True)
+        _forget_main()
+        server = MPServer(
+            "whatsapp2mqtt",
+            address=webhook.listen.host,
+            port=webhook.listen.port,
+            interface=Interfaces.WSGI,
+            workers=webhook.workers,
+            blocking_threads=webhook.threads,
+            backlog=1024,
+            backpressure=max(webhook.threads * 8, 128),
+            http1_settings=HTTP1Settings(header_read_timeout=10_000),
+            websockets=False,
+            log_level=LogLevels.error,
+            log_dictconfig=logs.GRANIAN_LOGGING,
+            respawn_failed_workers=True,
+            workers_kill_timeout=RECEIVER_PATIENCE,
+        )
+        server.on_startup(self._start)
+        server.on_shutdown(self._stop)
+        return server
+
+    @property
+    def _receiver(self) -> Callable[..., Callable[..., Any]]:
+        settings = receiver.ReceiverSettings(
+            webhook=self._settings.webhook,
+            journal=self._settings.journal_path,
+            doorbell=self._bell_path,
+            encode_dots=self._settings.mqtt.encode_dots,
+            log=self._settings.log,
+        )
+        return functools.partial(receiver.load, settings, os.getpid())
+
+    # --- threads -----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        log.info(
+            "starting",
+            version=__version__,
+            webhook=f"http://{self._settings.webhook.listen}{self._settings.webhook.path}",
+            broker=str(self._settings.mqtt.url),
+            journal=str(self._settings.journal_path),
+        )
+        if self._broker is not None:
+            self._thread("broker", self._broker.run)
+        self._thread("publisher", self._publish)
+        self._thread("heartbeat", self._beat)
+
+    def _publish(self) -> None:
+        if self._broker is not None:
+            self._broker.await_start()
+        with self._journal:
+            self._publisher.run()
+
+    def _thread(self, name: str, target: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                target()
+            except Exception as error:
+                self._fail(f"{name}: {error}", error)
+            else:
+                if not self._stopping.is_set():
+                    self._fail(f"{name}: ended unasked")
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads[name] = thread
+        thread.start()
+
+    def _fail(self, why: str, error: Exception | None = None) -> None:
+        log.error("a thread ended", why=why, exc_info=error)
+        self._failure = self._failure or why
+        self._server.signal_handler_interrupt()  # type: ignore[no-untyped-call]
+
+    def _stop(self) -> None:
+        """After the last request was answered: publish what is in flight, then let the broker go."""
+        if self._stopping.is_set():
+            return
+        systemd.notify(STOPPING=1)
+        self._stopping.set()
+        self._publisher.stop()
+        if "publisher" in self._threads:
+            self._threads["publisher"].join(PUBLISHER_PATIENCE)
+        if self._broker is not None:
+            self._broker.stop()
+            if "broker" in self._threads:
+                self._threads["broker"].join(PUBLISHER_PATIENCE)
+
+    # --- signs of life -------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        """Tell systemd (and whoever asked) that callbacks are taken, and then that all threads live."""
+        while not accepts(self._settings.webhook.listen):
+            if self._stopping.wait(0.02):
+                return
+        log.info("ready", webhook=f"http://{self._settings.webhook.listen}{self._settings.webhook.path}")
+        systemd.notify(READY=1)
+        if self._on_ready is not None:
+            self._on_ready(Ready(self._settings.webhook.listen, str(self._settings.broker)))
+        interval = min(HEARTBEAT, (systemd.watchdog_interval() or HEARTBEAT * 3) / 3)
+        while not self._stopping.wait(interval):
+            if self._publisher.is_alive():
+                status = "connected" if self._publisher.connected else (self._publisher.trouble or "connecting")
+                systemd.notify(WATCHDOG=1, STATUS=status)
+
+
+def _publisher_settings(settings: Settings) -> PublisherSettings:
+    mqtt = settings.mqtt
+    protocols: tuple[str, ...] = ("5", "3.1.1") if mqtt.protocol == "auto" else (mqtt.protocol,)
+    if mqtt.url.is_embedded:
+        protocols = ("3.1.1",)  # all it speaks
+    return PublisherSettings(
+        broker=settings.broker,
+        tls=mqtt.tls,
+        protocols=protocols,
+        client_id=settings.client_id,
+        keepalive=mqtt.keepalive,
+        base_topic=mqtt.base_topic,
+        max_age=settings.events.max_age,
+        info={"version": __version__, "settings": {"events.max_age": settings.events.max_age}},
+    )
+
+
+def _embedded_program(settings: Settings) -> Path | None:
+    if not settings.mqtt.url.is_embedded:
+        return None
+    if settings.mqtt.protocol == "5":
+        raise ConfigError(["mqtt.protocol: the embedded broker speaks 3.1.1 only; say auto, or use another broker"])
+    try:
+        return find_program()
+    except BrokerMissingError as error:
+        raise StartError(f"{error} (this is {platform.machine()})") from error
+
+
+def _make_state_directory() -> None:
+    try:
+        state_directory().mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StartError(
+            f"the state directory {state_directory()} cannot be made: {error.strerror}; "
+            "set STATE_DIRECTORY or XDG_STATE_HOME to a place that can be written"
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(journal: Path) -> Iterator[None]:
+    """Hold the journal's lock: two bridges on one journal would publish everything twice."""
+    path = journal.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError:
+        raise StartError(
+            f"journal.url: another bridge uses {journal}; stop it, or give this one its own journal"
+        ) from None
+    except PermissionError as error:
+        raise JournalError(
+            f"journal {journal}: its folder cannot be written; set journal.url to another place"
+        ) from error
+
+
+def _check_free(address: Address, setting: str) -> None:
+    """Raise StartError if someone listens there already: granian shares ports and would not notice."""
+    if address.port == 0:
+        return
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+            probe.listen(1)
+        except PermissionError:
+            raise StartError(f"{setting}: port {address.port} needs root; choose one from 1024 up") from None
+        except OSError as error:
+            raise StartError(
+                f"{setting}: {address} cannot be used: {(error.strerror or str(error)).lower()}; "
+                f"set {setting} to another address or port, or stop what listens there"
+            ) from None
+
+
+def _check_broker_free(address: Address) -> None:
+    try:
+        _check_free(address, "mqtt.embedded.listen")
+    except StartError as error:
+        if not is_a_broker(address):
+            raise
+        raise StartError(
+            f"mqtt.embedded.listen: a broker runs at {address} already; "
+            f"to use that one, set `mqtt.url: mqtt://{address}`"
+        ) from error
+
+
+def _forget_main() -> None:
+    """Keep receivers from importing the command line: a new interpreter would run this one's main module first."""
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    if hasattr(main, "__file__"):
+        del main.__file__

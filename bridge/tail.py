@@ -1,0 +1,109 @@
+"""What `whatsapp2mqtt tail` prints: topics as they come, readable, in colour on a terminal."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import click
+import orjson
+
+from bridge.config import Settings
+from bridge.mqtt import Connection, ConnectionEndedError, Message
+
+#: Seconds between two tries to reach the broker.
+RETRY = 1.0
+
+
+def follow(settings: Settings, topic: str | None, *, count: int | None, as_json: bool, retained: bool) -> Iterator[str]:
+    """Yield a text for each message, for ever or until `count`; a broker that is away is waited for.
+
+    Args:
+        settings: Where the broker is.
+        topic: A filter; everything below the base topic if None.
+        count: End after so many.
+        as_json: One JSON object a line.
+        retained: Also what the broker had kept.
+    """
+    wanted = topic or f"{settings.mqtt.base_topic}/#"
+    protocols = ["5", "3.1.1"] if settings.mqtt.protocol == "auto" else [settings.mqtt.protocol]
+    if settings.mqtt.url.is_embedded:
+        protocols = ["3.1.1"]
+    said = ""
+    shown = 0
+    while True:
+        try:
+            for message in _messages(settings, protocols[0], wanted):
+                said = ""
+                if message.retain and not retained:
+                    continue
+                yield _as_json(message) if as_json else _readable(message)
+                shown += 1
+                if count is not None and shown >= count:
+                    return
+        except ConnectionEndedError as error:
+            if error.other_version and len(protocols) > 1:
+                protocols.pop(0)
+                continue
+            if str(error) != said:
+                said = str(error)
+                click.echo(f"whatsapp2mqtt: {said}; trying again", err=True)
+            time.sleep(RETRY)
+
+
+def _messages(settings: Settings, protocol: str, topic: str) -> Iterator[Message]:
+    connection = Connection(
+        settings.broker,
+        settings.mqtt.tls,
+        protocol=protocol,
+        client_id=f"whatsapp2mqtt-tail-{socket.gethostname()[:20]}-{os.getpid()}",
+        keepalive=settings.mqtt.keepalive,
+    )
+    connection.open()
+    subscribed = False
+    try:
+        while True:
+            connection.exchange()
+            if connection.connected and not subscribed:
+                connection.subscribe(topic)
+                subscribed = True
+                continue
+            messages, connection.messages = connection.messages, []
+            yield from messages
+            if not messages:
+                poller = select.poll()
+                connection.poll(poller)
+                poller.poll(1000)
+    finally:
+        connection.close(politely=True)
+
+
+def _as_json(message: Message) -> str:
+    return orjson.dumps(
+        {"topic": message.topic, "retain": message.retain, "payload": message.payload.decode("utf-8", "replace")}
+    ).decode()
+
+
+def _readable(message: Message) -> str:
+    """Time, topic, and the JSON below it; whatever could steer a terminal is shown as its escape."""
+    at = click.style(time.strftime("%H:%M:%S"), dim=True)
+    kept = click.style(" (retained)", dim=True) if message.retain else ""
+    head = f"{at} {click.style(_tame(message.topic), fg='cyan', bold=True)}{kept}"
+    try:
+        shown = orjson.loads(message.payload)
+    except orjson.JSONDecodeError:
+        return f"{head}  {_tame(message.payload.decode('utf-8', 'replace'))}"
+    if not isinstance(shown, dict):
+        return f"{head}  {_tame(message.payload.decode('utf-8', 'replace'))}"
+    lines = [
+        f"    {click.style(_tame(key), fg='green')}: {_tame(orjson.dumps(value).decode())}"
+        for key, value in shown.items()
+    ]
+    return "\n".join([head, *lines])
+
+
+def _tame(text: str) -> str:
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
