@@ -26,6 +26,9 @@ ENV_PREFIX = "WHATSAPP2MQTT_"
 ENV_CONFIG = "WHATSAPP2MQTT_CONFIG"
 HIDDEN = "********"
 
+#: Bytes; a smaller file has no room for a callback of the largest size.
+SMALLEST_JOURNAL = 8 * 2**20
+
 Key = tuple[str, ...]
 
 
@@ -443,9 +446,28 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retain:
+    status: float = setting("7d", duration, "How long a message's status stays on the broker; 0: it is never retained.")
+    button: float = setting(
+        "1d", duration, "How long a button's last click stays on the broker; 0: it is never retained."
+    )
+    max_topics: int = setting(
+        100_000, whole(10, 10_000_000), "More retained topics than this are not kept; the oldest go first."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
     url: Path | None = setting(
         "sqlite", journal_url, "sqlite: journal.db in the state directory; or sqlite:///path/of/journal.db."
+    )
+    keep: float = setting("30d", duration, "How long what was published is kept, e.g. to know a duplicate again.")
+    max_size: int = setting(
+        "1GiB", size, "The file's largest size; before it is reached, the oldest of what was published goes."
+    )
+    dead_letters_keep: float = setting("30d", duration, "How long a dead letter is kept.")
+    dead_letters_max: int = setting(
+        10_000, whole(1, 1_000_000), "More dead letters than this are not kept; the oldest go."
     )
 
 
@@ -462,6 +484,7 @@ class Settings:
     webhook: Webhook = section(Webhook, "Where WhatsApp posts its callbacks.")
     mqtt: Mqtt = section(Mqtt, "Where they are published.")
     events: Events = section(Events, "What fires.")
+    retain: Retain = section(Retain, "How long retained topics stand.")
     journal: Journal = section(Journal, "Where everything accepted is kept until the broker has it.")
     log: Log = section(Log, "What the bridge says about itself.")
 
@@ -742,5 +765,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         )
     if (mqtt.tls.certificate is None) != (mqtt.tls.key is None):
         yield "mqtt.tls: certificate and key go together; add the one that is missing"
+    if settings.journal.max_size < SMALLEST_JOURNAL:
+        yield "journal.max_size: must be 8MiB or more"
     if not 5 <= mqtt.keepalive <= 3600:
         yield "mqtt.keepalive: must be from 5s to 1h"

@@ -39,7 +39,8 @@ class DeadItem:
 
     Attributes:
         reason: Why, in words for the user.
-        body: The entry, as JSON text.
+        body: The entry in a value of its own (`{"statuses": […]}` or `{"messages": […]}`), as JSON text, so that it
+            can be tried again.
     """
 
     reason: str
@@ -106,7 +107,7 @@ def parse(body: bytes) -> Parsed:
                     if root.lenient:
                         _check_text(update)
                 except Invalid as error:
-                    dead.append(DeadItem(_reason(name, error), _as_text(item)))
+                    dead.append(DeadItem(_reason(name, error), _as_text(_alone(name, item, value))))
                 else:
                     updates.append(update)
     return Parsed(tuple(updates), ignored, tuple(dead))
@@ -166,6 +167,14 @@ def _check_text(update: Update) -> None:
         document(update, 0.0, update.event_id)
     except (orjson.JSONEncodeError, UnicodeEncodeError):
         raise Invalid("a text holds half of a surrogate pair, which no UTF-8 can say") from None
+
+
+def _alone(name: str, item: Any, value: dict[str, Any]) -> dict[str, Any]:
+    """An entry as the only one of a value, with what tells the business' number."""
+    phones: dict[str, Any] = {
+        key: value[key] for key in ("business_phone", "merchant_phone", "metadata") if key in value
+    }
+    return {**phones, name: [item]}
 
 
 def _as_text(item: Any) -> str:

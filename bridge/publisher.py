@@ -70,6 +70,7 @@ class PublisherSettings:
         protocols: In the order in which they are tried: `5`, `3.1.1`.
         keepalive: Seconds.
         max_age: Seconds after which a click is late; None: never.
+        retain: Seconds that a retained topic of each kind stands; 0: it is published without being retained.
         info: What `bridge/info` says beside broker and protocol.
     """
 
@@ -80,6 +81,7 @@ class PublisherSettings:
     keepalive: float
     base_topic: str
     max_age: float | None
+    retain: dict[Kind, float] = field(default_factory=lambda: {Kind.STATUS: 604_800.0, Kind.BUTTON: 86_400.0})
     info: dict[str, object] = field(default_factory=dict)
 
 
@@ -108,6 +110,7 @@ class Flight:
     event_id: str | None = None
     role: Role | None = None
     progress: Progress | None = None
+    clears: str | None = None  # the topic of the ledger that this takes off the broker
 
 
 @dataclass(slots=True, eq=False)
@@ -167,6 +170,10 @@ class Publisher:
         self._greeting = Greeting.CONNECTING
         self._flights: dict[int, Flight] = {}
         self._waiting: deque[Flight] = deque()
+        self._reports: deque[bytes] = deque(maxlen=1)  # the health report that waits to be sent
+        self._report = b""  # the newest one
+        self._cleared: list[str] = []  # acknowledged, and not yet noted
+        self._is_clearing = True  # whether the ledger may have something to be cleared
         self._last_ack = 0.0
         self._retry_at = 0.0
         self._failures = 0
@@ -218,6 +225,17 @@ class Publisher:
         self._stopping.set()
         self._doorbell.ring()
 
+    def announce(self, report: bytes) -> None:
+        """Publish a health report, from any thread; a newer one takes its place."""
+        self._report = report
+        self._reports.append(report)
+        self._doorbell.ring()
+
+    def clear_expired(self) -> None:
+        """Topics of the ledger wait to be cleared; from any thread."""
+        self._is_clearing = True
+        self._doorbell.ring()
+
     @property
     def connected(self) -> bool:
         """Whether updates can flow to the broker."""
@@ -251,8 +269,7 @@ class Publisher:
         except ConnectionEndedError as error:
             self._lose(error)
             return True
-        self._settle()
-        return did
+        return self._settle() or did
 
     def _wait(self) -> None:
         """Until the broker, a receiver or `stop` has something, or something is due."""
@@ -263,7 +280,7 @@ class Publisher:
             patience = max(0.0, min(POLL, self._retry_at - self._monotonic()))
         else:
             self._connection.poll(poller)
-            if self._greeting is not Greeting.READY or self._settled > self._noted:
+            if self._greeting is not Greeting.READY or self._settled > self._noted or self._cleared:
                 patience = SETTLE_EVERY
         poller.poll(patience * 1000)
         self._doorbell.silence()
@@ -432,6 +449,16 @@ class Publisher:
             return False
         self._listening = False
         self._restore = (self._checkpoint or 0, LAST_TOPIC)
+        if self._report and not self._reports:
+            self._reports.append(self._report)
+        try:
+            # What was taken off the broker since may stand there again.
+            self._journal.clear_again(self._checkpoint or 0)
+            self._is_clearing = True
+        except BrokenStorageError:
+            raise
+        except NotStoredError as error:
+            log.warning("what the broker may have forgotten to clear could not be noted", why=str(error))
         return True
 
     # --- sending ---------------------------------------------------------------------------------------------
@@ -444,7 +471,9 @@ class Publisher:
                 self._send(self._waiting.popleft())
             elif not self._stopping.is_set() and not self._exhausted and self._fetch():
                 pass
-            elif not self._restore_more():
+            elif self._reports:
+                self._send(Flight(self._full(topics.BRIDGE_HEALTH), self._reports.popleft(), retain=True))
+            elif not self._restore_more() and not self._clear_more():
                 break
             did = True
         return did
@@ -490,9 +519,10 @@ class Publisher:
         if stored.late or stored.seq in self._late:
             document = topics.marked_late(document)
         payload = document.encode()
+        lifetime = self._settings.retain[stored.kind]
         for role, topic, retain in (
-            (Role.STATE, stored.topic, True),
-            (Role.LAST, f"last/{stored.kind}", True),
+            (Role.STATE, stored.topic, lifetime > 0),
+            (Role.LAST, f"last/{stored.kind}", lifetime > 0),
             (Role.EVENT, stored.event_topic, False),
         ):
             if role not in progress.waiting:
@@ -505,7 +535,7 @@ class Publisher:
                     self._full(topic),
                     payload,
                     retain,
-                    expiry=expiry if role is Role.EVENT else None,
+                    expiry=expiry if role is Role.EVENT else (lifetime if retain else None),
                     event_id=stored.event_id,
                     role=role,
                     progress=progress,
@@ -558,10 +588,30 @@ class Publisher:
         self._restore = (rows[-1].seq, rows[-1].topic)
         return True
 
+    def _clear_more(self) -> bool:
+        """Take the next expired topics off the broker; whether there were any."""
+        if not self._is_clearing or self._stopping.is_set():
+            return False
+        under_way = {flight.clears for flight in self._flights.values() if flight.clears}
+        if under_way or self._cleared:
+            return False  # one slice after the other, so that none is sent twice
+        self._is_clearing = False  # before the look: what is marked during it sets this again
+        expired = self._journal.clearing(self._room() - len(self._flights))
+        for topic in expired:
+            self._send(Flight(self._full(topic), b"", retain=True, clears=topic))
+        self._is_clearing |= bool(expired)
+        return bool(expired)
+
     def _restored_flight(self, row: Retained) -> Flight:
         late = row.late or row.seq in self._late
         document = topics.marked_late(row.document) if late else row.document
-        return Flight(self._full(row.topic), document.encode(), retain=True, event_id=row.event_id)
+        return Flight(
+            self._full(row.topic),
+            document.encode(),
+            retain=True,
+            expiry=self._settings.retain[row.kind],
+            event_id=row.event_id,
+        )
 
     # --- settling --------------------------------------------------------------------------------------------
 
@@ -581,6 +631,8 @@ class Publisher:
             self._done(flight)
 
     def _done(self, flight: Flight) -> None:
+        if flight.clears is not None:
+            self._cleared.append(flight.clears)
         if flight.progress is not None and flight.role is not None:
             flight.progress.waiting.discard(flight.role)
 
@@ -594,7 +646,8 @@ class Publisher:
         )
         if flight.retain:
             self._untaken.add(flight.topic)
-        self._dead.append(DeadLetter("publication", why, body, self._clock.wall()))
+        seq = flight.progress.stored.seq if flight.progress is not None else None
+        self._dead.append(DeadLetter("publication", why, body, self._clock.wall(), seq))
         self._done(flight)
 
     def _permission_wanted(self, topic: str, code: int) -> str:
@@ -605,8 +658,13 @@ class Publisher:
             f"allow it {self._settings.base_topic}/#"
         )
 
-    def _settle(self) -> None:
-        """Move on over what is done, and note it: in the journal, and on the broker as a checkpoint."""
+    def _settle(self) -> bool:
+        """Move on over what is done, and note it: in the journal, and on the broker as a checkpoint.
+
+        Returns:
+            Whether something was noted.
+        """
+        did = False
         while self._window:
             seq, first = next(iter(self._window.items()))
             if not first.done:
@@ -615,8 +673,10 @@ class Publisher:
             self._settled = seq
         now = self._monotonic()
         idle = not self._flights and not self._waiting
-        if (self._settled > self._noted or self._dead) and (idle or now - self._noted_at >= SETTLE_EVERY):
-            self._note(now)
+        if (self._settled > self._noted or self._dead or self._cleared) and (
+            idle or now - self._noted_at >= SETTLE_EVERY
+        ):
+            did = self._note(now)
         if (
             self._greeting is Greeting.READY
             and self._connection is not None
@@ -625,16 +685,22 @@ class Publisher:
             and now - self._checkpointed_at >= CHECKPOINT_EVERY
         ):
             self._publish_checkpoint(now)
+            did = True
+        return did
 
     @property
     def _is_restored(self) -> bool:
         return not self._listening and self._restore is None
 
-    def _note(self, now: float) -> None:
+    def _note(self, now: float) -> bool:
+        """Write to the journal what is settled; whether it took it."""
         late = sorted(seq for seq in self._late if seq <= self._settled)
         self._noted_at = now
         try:
             self._journal.settle(self._settled, late=late, dead=self._dead)
+            if self._cleared:
+                self._journal.cleared(self._cleared)
+                self._cleared = []
         except BrokenStorageError:
             raise
         except NotStoredError as error:
@@ -642,11 +708,12 @@ class Publisher:
             if self._unnoted != str(error):
                 log.warning("what was published could not be noted; it is tried again", why=str(error))
                 self._unnoted = str(error)
-            return
+            return False
         self._unnoted = ""
         self._late.difference_update(late)
         self._dead = []
         self._noted = self._settled
+        return True
 
     def _publish_checkpoint(self, now: float) -> None:
         checkpoint = orjson.dumps({"seq": self._noted, "journal": self._identity})

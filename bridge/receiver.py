@@ -30,6 +30,7 @@ from bridge.config import Log, Webhook
 from bridge.journal import BrokenStorageError, Callback, DeadLetter, NotStoredError, Outcome
 from bridge.journal.commit import GroupCommit
 from bridge.journal.sqlite import SqliteJournal
+from bridge.model import Kind
 from bridge.processes import end_with_parent
 from bridge.topics import entry
 from bridge.wakeup import Finger
@@ -50,6 +51,8 @@ class ReceiverSettings:
     journal: Path
     doorbell: Path
     encode_dots: bool
+    never_retained: frozenset[Kind]
+    max_size: int
     log: Log
 
 
@@ -63,18 +66,19 @@ def load(settings: ReceiverSettings, parent: int) -> Bottle:
     end_with_parent(parent)
     logs.configure(settings.log.level, settings.log.format)
     finger = Finger(settings.doorbell)
-    commit = _start_committer(settings.journal, finger.ring)
+    journal = SqliteJournal(settings.journal, never_retained=settings.never_retained, max_size=settings.max_size)
+    commit = _start_committer(journal, finger.ring)
     return application(settings.webhook, commit.append, encode_dots=settings.encode_dots)
 
 
-def _start_committer(path: Path, stored: Callable[[], None]) -> GroupCommit:
+def _start_committer(journal: SqliteJournal, stored: Callable[[], None]) -> GroupCommit:
     """A thread that stores what requests hand over; its end is the end of the process."""
     ready = threading.Event()
     made: list[GroupCommit] = []
 
     def run() -> None:
         try:
-            with SqliteJournal(path) as journal:
+            with journal:
                 made.append(GroupCommit(journal, stored))
                 ready.set()
                 made[0].run()

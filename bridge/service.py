@@ -31,8 +31,11 @@ from bridge import __version__, logs, receiver, systemd
 from bridge.broker import BrokerMissingError, EmbeddedBroker, accepts, find_program, is_a_broker
 from bridge.clock import Clock
 from bridge.config import Address, ConfigError, Loaded, Settings, state_directory
-from bridge.journal import JournalError
+from bridge.journal import JournalError, NotStoredError
+from bridge.journal.care import prepare
 from bridge.journal.sqlite import SqliteJournal
+from bridge.keeper import Keeper
+from bridge.model import Kind
 from bridge.publisher import Publisher, PublisherSettings
 from bridge.wakeup import Doorbell
 
@@ -72,18 +75,24 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
     logs.configure(settings.log.level, settings.log.format)
     program = _embedded_program(settings)
     _make_state_directory()
-    with _alone(settings.journal_path):
+    with alone(settings.journal_path):
         _check_free(settings.webhook.listen, "webhook.listen")
         if program is not None:
             _check_broker_free(settings.mqtt.embedded.listen)
-        SqliteJournal(settings.journal_path).create()
-        return _Bridge(settings, program, on_ready).serve()
+        alarm = prepare(settings.journal_path)
+        return _Bridge(settings, program, on_ready, alarm).serve()
 
 
 class _Bridge:
     """The running bridge: made once, served once."""
 
-    def __init__(self, settings: Settings, program: Path | None, on_ready: Callable[[Ready], None] | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        program: Path | None,
+        on_ready: Callable[[Ready], None] | None,
+        alarm: str | None,
+    ) -> None:
         self._settings = settings
         self._on_ready = on_ready
         self._failure: str | None = None
@@ -93,6 +102,18 @@ class _Bridge:
         self._doorbell = Doorbell(self._bell_path)
         self._journal = SqliteJournal(settings.journal_path, durable=False)
         self._publisher = Publisher(_publisher_settings(settings), self._journal, self._doorbell, Clock())
+        self._kept = SqliteJournal(settings.journal_path, durable=False)
+        self._keeper = Keeper(
+            settings.retain,
+            settings.journal,
+            self._kept,
+            settings.journal_path,
+            Clock(),
+            is_connected=lambda: self._publisher.connected,
+            announce=self._publisher.announce,
+            mark_made=self._publisher.clear_expired,
+            alarms=(alarm,) if alarm else (),
+        )
         self._broker = (
             EmbeddedBroker(settings.mqtt.embedded, state_directory() / "broker", program) if program else None
         )
@@ -108,6 +129,8 @@ class _Bridge:
         if self._failure:
             log.error("the bridge ends", why=self._failure)
             return 1
+        with contextlib.suppress(JournalError, NotStoredError), self._journal:
+            self._journal.close_in_order()
         log.info("stopped")
         return 0
 
@@ -145,6 +168,8 @@ class _Bridge:
             journal=self._settings.journal_path,
             doorbell=self._bell_path,
             encode_dots=self._settings.mqtt.encode_dots,
+            never_retained=frozenset(kind for kind, lifetime in _lifetimes(self._settings).items() if not lifetime),
+            max_size=self._settings.journal.max_size,
             log=self._settings.log,
         )
         return functools.partial(receiver.load, settings, os.getpid())
@@ -162,6 +187,7 @@ class _Bridge:
         if self._broker is not None:
             self._thread("broker", self._broker.run)
         self._thread("publisher", self._publish)
+        self._thread("keeper", self._keep)
         self._thread("heartbeat", self._beat)
 
     def _publish(self) -> None:
@@ -169,6 +195,10 @@ class _Bridge:
             self._broker.await_start()
         with self._journal:
             self._publisher.run()
+
+    def _keep(self) -> None:
+        with self._kept:
+            self._keeper.run()
 
     def _thread(self, name: str, target: Callable[[], None]) -> None:
         def guarded() -> None:
@@ -195,9 +225,11 @@ class _Bridge:
             return
         systemd.notify(STOPPING=1)
         self._stopping.set()
+        self._keeper.stop()
         self._publisher.stop()
-        if "publisher" in self._threads:
-            self._threads["publisher"].join(PUBLISHER_PATIENCE)
+        for name in ("keeper", "publisher"):
+            if name in self._threads:
+                self._threads[name].join(PUBLISHER_PATIENCE)
         if self._broker is not None:
             self._broker.stop()
             if "broker" in self._threads:
@@ -221,6 +253,10 @@ class _Bridge:
                 systemd.notify(WATCHDOG=1, STATUS=status)
 
 
+def _lifetimes(settings: Settings) -> dict[Kind, float]:
+    return {Kind.STATUS: settings.retain.status, Kind.BUTTON: settings.retain.button}
+
+
 def _publisher_settings(settings: Settings) -> PublisherSettings:
     mqtt = settings.mqtt
     protocols: tuple[str, ...] = ("5", "3.1.1") if mqtt.protocol == "auto" else (mqtt.protocol,)
@@ -234,6 +270,7 @@ def _publisher_settings(settings: Settings) -> PublisherSettings:
         keepalive=mqtt.keepalive,
         base_topic=mqtt.base_topic,
         max_age=settings.events.max_age,
+        retain=_lifetimes(settings),
         info={"version": __version__, "settings": {"events.max_age": settings.events.max_age}},
     )
 
@@ -260,7 +297,7 @@ def _make_state_directory() -> None:
 
 
 @contextlib.contextmanager
-def _alone(journal: Path) -> Iterator[None]:
+def alone(journal: Path) -> Iterator[None]:
     """Hold the journal's lock: two bridges on one journal would publish everything twice."""
     path = journal.with_suffix(".lock")
     try:

@@ -29,6 +29,7 @@ RESERVED_PAYLOADS = frozenset({"status"})
 BRIDGE_STATE = "bridge/state"
 BRIDGE_INFO = "bridge/info"
 BRIDGE_CHECKPOINT = "bridge/checkpoint"
+BRIDGE_HEALTH = "bridge/health"
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]+").fullmatch
 _CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")

@@ -44,12 +44,45 @@ class DeadLetter:
         reason: In words for the user.
         body: All of it.
         received: Epoch seconds.
+        seq: For a publication, the place of its update.
     """
 
     source: str
     reason: str
     body: bytes
     received: float
+    seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A dead letter in the journal; `number` is its name on the command line."""
+
+    number: int
+    received: float
+    source: str
+    reason: str
+    seq: int | None
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes: of the file, of what is in use in it, and of its write-ahead log."""
+
+    file: int
+    used: int
+    wal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts for the health report; `oldest_age` in seconds, of the oldest update that waits."""
+
+    backlog: int
+    oldest_age: float
+    dead_letters: int
+    retained_topics: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +186,22 @@ class Journal(Protocol):
 
     def retained(self, after: tuple[int, str], upto: int, limit: int) -> list[Retained]:
         """Topics of the ledger in the order of (place, topic), after this one and up to this place."""
+        ...
+
+    def clearing(self, limit: int) -> list[str]:
+        """Topics of the ledger that are to be taken off the broker, those that stood longest first."""
+        ...
+
+    def cleared(self, topics: Sequence[str]) -> None:
+        """Note that these were taken off the broker; one that an update took over meanwhile stands."""
+        ...
+
+    def clear_again(self, checkpoint: int) -> int:
+        """Have topics cleared once more that the broker may have forgotten to have cleared; how many.
+
+        Args:
+            checkpoint: What the broker remembers; topics cleared since count.
+        """
         ...
 
     def backlog(self) -> int:

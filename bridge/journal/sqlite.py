@@ -3,7 +3,7 @@
 Promises kept here (numbers as in docs/how-it-works.md):
   1. Stored before answered: a commit that returns has been fsynced (`synchronous=FULL`).
   3. Stored once: `updates.event_id` is unique.
-  4. Never backwards: `_ADVANCE` lets an update take a topic over only if it outranks the one that holds it, in the
+  4. Never backwards: `ADVANCE` lets an update take a topic over only if it outranks the one that holds it, in the
      transaction that stores it.
 
 apsw brings its own SQLite. Before 3.51.3, two connections that write or checkpoint a write-ahead log at the same
@@ -13,6 +13,7 @@ moment can lose committed rows (the WAL-reset bug), and the SQLite of most distr
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -20,16 +21,19 @@ from typing import Any, Self
 import apsw
 import orjson
 
-from bridge.clock import uptime
+from bridge.clock import Clock, uptime
 from bridge.journal import (
     BrokenStorageError,
+    Buried,
     Callback,
     DeadLetter,
     JournalError,
     NotStoredError,
     Outcome,
     Retained,
+    Statistics,
     Stored,
+    Usage,
 )
 from bridge.model import Kind
 
@@ -37,6 +41,12 @@ OLDEST_SQLITE = (3, 51, 3)
 
 #: "w2mq" in the file's header: a database that is not ours is not touched.
 APPLICATION_ID = 0x77326D71
+
+#: Bytes to which the write-ahead log is cut back once a checkpoint has emptied it.
+WAL_LIMIT = 16 * 2**20
+
+#: Bytes on the disk that receivers leave alone: what settling and pruning need while the disk is full.
+RESERVE = 2 * 2**20
 
 #: How long a writer waits for another one, in milliseconds.
 BUSY_TIMEOUT = 5_000
@@ -68,15 +78,24 @@ MIGRATIONS = (
         rank  INTEGER NOT NULL,
         stamp REAL NOT NULL,
         tie   BLOB NOT NULL,
-        seq   INTEGER NOT NULL
+        seq   INTEGER NOT NULL,
+        state INTEGER NOT NULL,     -- 0 stands, 1 to be cleared, 2 cleared, 3 is never retained
+        gone  INTEGER               -- what was settled when it was cleared
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX ledger_by_seq ON ledger (seq, topic);
+    CREATE INDEX ledger_standing ON ledger (seq, topic) WHERE state = 0;
+    CREATE INDEX ledger_clearing ON ledger (seq) WHERE state = 1;
+    CREATE INDEX ledger_gone ON ledger (gone) WHERE state >= 2;
+
+    -- Which place was the newest at which time. The time is the journal's own: it counts what passed, whatever the
+    -- wall clock did meanwhile, so nothing expires early.
+    CREATE TABLE ticks (elapsed REAL PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
     CREATE TABLE dead_letters (
         id       INTEGER PRIMARY KEY AUTOINCREMENT,
         received REAL NOT NULL,
-        source   TEXT NOT NULL,
+        source   TEXT NOT NULL,                     -- callback, item, publication
         reason   TEXT NOT NULL,
+        seq      INTEGER,                           -- of the update, for a publication
         body     BLOB NOT NULL
     ) STRICT;
 
@@ -85,7 +104,10 @@ MIGRATIONS = (
         ('journal', lower(hex(randomblob(8)))),     -- tells this journal from one that replaced it
         ('settled', 0),
         ('boot', ''),
-        ('boot_first', 1);                          -- the first place of this boot
+        ('boot_first', 1),                          -- the first place of this boot
+        ('clean', 1),                               -- closed in order
+        ('elapsed', 0.0),                           -- the journal's own time at the last tick, in seconds,
+        ('tick_boot', ''), ('tick_uptime', 0.0), ('tick_wall', 0.0);  -- and the clocks then
     """,
 )
 
@@ -97,15 +119,19 @@ FROM json_each(?1)
 
 # Statuses: rank, then the callback's timestamp, then the identity, so that no order of arrival makes a difference.
 # Clicks rank alike: the later one wins, and one that claims to come from the future counts as received now.
-_ADVANCE = """
-INSERT INTO ledger (topic, kind, rank, stamp, tie, seq)
+# What is never retained has its place in the ledger too, as its rank counts for the next one.
+ADVANCE = """
+INSERT INTO ledger (topic, kind, rank, stamp, tie, seq, state, gone)
 SELECT topic, kind, rank,
        CASE kind WHEN 'button' THEN min(coalesce(timestamp, received), received) ELSE coalesce(timestamp, -1) END,
        CASE kind WHEN 'button' THEN x'' ELSE event_id END,
-       seq
-FROM updates WHERE seq > ? ORDER BY seq
+       seq,
+       iif(instr(?2, kind), 3, 0),
+       iif(instr(?2, kind), seq, NULL)
+FROM updates WHERE seq > ?1 ORDER BY seq
 ON CONFLICT (topic) DO UPDATE
-SET rank = excluded.rank, stamp = excluded.stamp, tie = excluded.tie, seq = excluded.seq
+SET rank = excluded.rank, stamp = excluded.stamp, tie = excluded.tie, seq = excluded.seq, gone = excluded.gone,
+    state = CASE WHEN excluded.state = 0 THEN 0 WHEN ledger.state >= 2 THEN ledger.state ELSE 1 END
 WHERE (excluded.rank, excluded.stamp, excluded.tie) >= (ledger.rank, ledger.stamp, ledger.tie)
 RETURNING seq
 """
@@ -114,10 +140,13 @@ _STAYED = """
 UPDATE updates SET advances = 0 WHERE seq > ? AND seq NOT IN (SELECT value FROM json_each(?))
 """
 
-_LATEST_OF_ALL = """
-INSERT INTO ledger (topic, kind, rank, stamp, tie, seq)
-SELECT 'last/' || kind, kind, 0, 0, x'', max(seq) FROM updates WHERE seq > ? GROUP BY kind
-ON CONFLICT (topic) DO UPDATE SET seq = excluded.seq
+LATEST_OF_ALL = """
+INSERT INTO ledger (topic, kind, rank, stamp, tie, seq, state, gone)
+SELECT 'last/' || kind, kind, 0, 0, x'', max(seq), iif(instr(?2, kind), 3, 0), iif(instr(?2, kind), max(seq), NULL)
+FROM updates WHERE seq > ?1 GROUP BY kind
+ON CONFLICT (topic) DO UPDATE
+SET seq = excluded.seq, gone = excluded.gone,
+    state = CASE WHEN excluded.state = 0 THEN 0 WHEN ledger.state >= 2 THEN ledger.state ELSE 1 END
 """
 
 _PENDING = """
@@ -130,7 +159,7 @@ FROM updates WHERE seq > ? ORDER BY seq LIMIT ?
 _RETAINED = """
 SELECT ledger.topic, ledger.seq, lower(hex(updates.event_id)), ledger.kind, updates.late, updates.document
 FROM ledger JOIN updates ON updates.seq = ledger.seq
-WHERE (ledger.seq, ledger.topic) > (?, ?) AND ledger.seq <= ?
+WHERE ledger.state = 0 AND (ledger.seq, ledger.topic) > (?, ?) AND ledger.seq <= ?
 ORDER BY ledger.seq, ledger.topic LIMIT ?
 """
 
@@ -141,11 +170,22 @@ class SqliteJournal:
     Args:
         path: The file; `create` makes it.
         durable: Fsync each commit. The publisher's own notes need not be: losing them only publishes again.
+        never_retained: Kinds whose topics are published without being retained.
+        max_size: Bytes; appending is refused (`NotStoredError`) before the file grows beyond. None: the disk decides.
     """
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durable: bool = True,
+        never_retained: frozenset[Kind] = frozenset(),
+        max_size: int | None = None,
+    ) -> None:
         self._path = path
         self._durable = durable
+        self._never_retained = " ".join(sorted(never_retained))
+        self._max_size = max_size
         self._db: apsw.Connection | None = None
 
     # --- opening ---------------------------------------------------------------------------------------------
@@ -207,7 +247,9 @@ class SqliteJournal:
         db.set_busy_timeout(BUSY_TIMEOUT)
         db.pragma("journal_mode", "wal")
         db.pragma("synchronous", "full" if self._durable else "normal")
-        db.pragma("foreign_keys", "off")
+        db.pragma("journal_size_limit", WAL_LIMIT)
+        if self._max_size is not None:
+            db.pragma("max_page_count", max(1, self._max_size // db.pragma("page_size")))
         return db
 
     def _migrate(self, db: apsw.Connection) -> None:
@@ -229,9 +271,10 @@ class SqliteJournal:
             db.pragma("user_version", len(MIGRATIONS))
 
     def _note_boot(self, db: apsw.Connection) -> None:
-        """Remember where this boot begins: seconds since boot mean nothing across boots."""
+        """Remember where this boot begins (seconds since boot mean nothing across boots), and that it is in use."""
         boot = boot_id()
         with _immediately(db):
+            db.execute("UPDATE facts SET value = 0 WHERE name = 'clean'")
             if db.execute("SELECT value FROM facts WHERE name = 'boot'").get != boot:
                 db.execute("UPDATE facts SET value = ? WHERE name = 'boot'", (boot,))
                 db.execute(
@@ -248,16 +291,17 @@ class SqliteJournal:
             [(e.event_id, e.kind, e.topic, e.event_topic, e.rank, e.timestamp, e.received, e.document) for e in entries]
         ).decode()
         known: set[str] | None = None
+        self._check_room()
         with self._storing() as db:
             if entries:
                 before = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
                 db.execute(_APPEND, (rows, uptime()))
                 inserted = db.changes()
                 if inserted:
-                    advancing = [seq for (seq,) in db.execute(_ADVANCE, (before,))]
+                    advancing = [seq for (seq,) in db.execute(ADVANCE, (before, self._never_retained))]
                     if len(advancing) < inserted:
                         db.execute(_STAYED, (before, orjson.dumps(advancing).decode()))
-                    db.execute(_LATEST_OF_ALL, (before,))
+                    db.execute(LATEST_OF_ALL, (before, self._never_retained))
                 if inserted < len(entries):
                     fresh = db.execute("SELECT lower(hex(event_id)) FROM updates WHERE seq > ?", (before,))
                     known = {event_id for (event_id,) in fresh}
@@ -306,7 +350,211 @@ class SqliteJournal:
             newest = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
         return max(0, int(newest) - self.settled())
 
+    # --- what stands on the broker, and for how long ---------------------------------------------------------
+
+    def clearing(self, limit: int) -> list[str]:
+        """Topics of the ledger that are to be taken off the broker, those that stood longest first."""
+        with self._reading() as db:
+            rows = db.execute("SELECT topic FROM ledger WHERE state = 1 ORDER BY seq LIMIT ?", (limit,))
+            return [topic for (topic,) in rows]
+
+    def cleared(self, topics: Sequence[str]) -> None:
+        """Note that these were taken off the broker; one that an update took over meanwhile stands."""
+        with self._storing() as db:
+            db.execute(
+                "UPDATE ledger SET state = 2, gone = (SELECT value FROM facts WHERE name = 'settled') "
+                "WHERE state = 1 AND topic IN (SELECT value FROM json_each(?))",
+                (orjson.dumps(list(topics)).decode(),),
+            )
+
+    def clear_again(self, checkpoint: int) -> int:
+        """Have topics cleared once more that the broker may have forgotten to have cleared; how many."""
+        with self._storing() as db:
+            db.execute("UPDATE ledger SET state = 1 WHERE state = 2 AND gone >= ?", (checkpoint,))
+            return db.changes()
+
+    def tick(self, clock: Clock) -> float:
+        """Advance the journal's own time, and remember which place is the newest now; the time in seconds.
+
+        It counts the seconds since boot, which no clock change moves; across a restart of the machine the wall
+        clock's, if that can be believed.
+        """
+        boot, now_uptime, now_wall = boot_id(), clock.uptime(), clock.wall()
+        with self._storing() as db:
+            facts = dict(db.execute("SELECT name, value FROM facts"))
+            if facts["tick_boot"] == boot:
+                passed = now_uptime - facts["tick_uptime"]
+            elif facts["tick_boot"] and clock.is_trusted():
+                passed = now_wall - facts["tick_wall"]
+            else:
+                passed = 0.0
+            elapsed: float = facts["elapsed"] + max(0.0, passed)
+            for name, value in (
+                ("elapsed", elapsed),
+                ("tick_boot", boot),
+                ("tick_uptime", now_uptime),
+                ("tick_wall", now_wall),
+            ):
+                db.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
+            newest = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
+            if newest != db.execute("SELECT seq FROM ticks ORDER BY elapsed DESC LIMIT 1").get:
+                db.execute("INSERT OR REPLACE INTO ticks (elapsed, seq) VALUES (?, ?)", (elapsed, newest))
+            return elapsed
+
+    def stored_before(self, elapsed: float) -> int:
+        """The newest place that was stored before this time of the journal's own."""
+        with self._reading() as db:
+            return int(db.execute("SELECT coalesce(max(seq), 0) FROM ticks WHERE elapsed <= ?", (elapsed,)).get)
+
+    def expire(self, kind: Kind, upto: int, limit: int) -> int:
+        """Mark standing topics of a kind for clearing whose update has a place up to this one; how many."""
+        return self._clear(
+            "SELECT topic FROM ledger WHERE state = 0 AND kind = ? AND seq <= min(?, %s) ORDER BY seq LIMIT ?",
+            (kind, upto, limit),
+        )
+
+    def expire_surplus(self, most: int, limit: int) -> int:
+        """Mark the oldest standing topics for clearing where more than `most` stand; how many."""
+        with self._reading() as db:
+            surplus = int(db.execute("SELECT count(*) FROM ledger WHERE state = 0").get) - most
+        if surplus <= 0:
+            return 0
+        return self._clear(
+            "SELECT topic FROM ledger WHERE state = 0 AND topic NOT GLOB 'last/*' AND seq <= %s ORDER BY seq LIMIT ?",
+            (min(surplus, limit),),
+        )
+
+    def _clear(self, selection: str, bindings: tuple[Any, ...]) -> int:
+        settled = "(SELECT value FROM facts WHERE name = 'settled')"
+        with self._storing() as db:
+            db.execute(f"UPDATE ledger SET state = 1 WHERE topic IN ({selection % settled})", bindings)  # noqa: S608
+            return db.changes()
+
+    # --- care --------------------------------------------------------------------------------------------------
+
+    def prune(self, upto: int, limit: int) -> int:
+        """Delete settled updates up to this place that no standing topic needs, a slice of them; how many."""
+        with self._storing() as db:
+            db.execute(
+                "DELETE FROM updates WHERE seq IN ("
+                " SELECT seq FROM updates AS old"
+                " WHERE seq <= min(?, (SELECT value FROM facts WHERE name = 'settled'))"
+                " AND NOT EXISTS (SELECT 1 FROM ledger WHERE state = 0 AND ledger.seq = old.seq)"
+                " AND NOT EXISTS (SELECT 1 FROM ledger WHERE state = 1 AND ledger.seq = old.seq)"
+                " ORDER BY seq LIMIT ?)",
+                (upto, limit),
+            )
+            pruned = db.changes()
+            db.execute(
+                "DELETE FROM ledger WHERE topic IN (SELECT topic FROM ledger WHERE state >= 2 AND gone <= ? LIMIT ?)",
+                (upto, limit),
+            )
+            return pruned
+
+    def forget_ticks(self, before: float) -> None:
+        """Delete ticks older than this, but for the newest of them."""
+        with self._storing() as db:
+            db.execute(
+                "DELETE FROM ticks WHERE elapsed < (SELECT max(elapsed) FROM ticks WHERE elapsed <= ?)", (before,)
+            )
+
+    def usage(self) -> Usage:
+        """How large the file and its write-ahead log are."""
+        with self._reading() as db:
+            page = db.pragma("page_size")
+            pages, free = db.pragma("page_count"), db.pragma("freelist_count")
+        wal = self._path.with_name(self._path.name + "-wal")
+        try:
+            wal_bytes = wal.stat().st_size
+        except OSError:
+            wal_bytes = 0
+        return Usage(pages * page, (pages - free) * page, wal_bytes)
+
+    def checkpoint(self) -> None:
+        """Bring the write-ahead log into the file and cut it back, as far as no other connection is in the way."""
+        with contextlib.suppress(apsw.BusyError, apsw.LockedError), self._reading() as db:
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def statistics(self, now: float) -> Statistics:
+        """Counts for the health report.
+
+        Args:
+            now: Epoch seconds.
+        """
+        settled = self.settled()
+        with self._reading() as db:
+            oldest = db.execute("SELECT received FROM updates WHERE seq > ? ORDER BY seq LIMIT 1", (settled,)).get
+            return Statistics(
+                backlog=self.backlog(),
+                oldest_age=max(0.0, now - oldest) if oldest is not None else 0.0,
+                dead_letters=int(db.execute("SELECT count(*) FROM dead_letters").get),
+                retained_topics=int(db.execute("SELECT count(*) FROM ledger WHERE state = 0").get),
+            )
+
+    def close_in_order(self) -> None:
+        """Note that the bridge ends as it should: the next start need not look for damage."""
+        with self._storing() as db:
+            db.execute("UPDATE facts SET value = 1 WHERE name = 'clean'")
+
+    # --- dead letters ------------------------------------------------------------------------------------------
+
+    def dead_letters(self, *, limit: int = 1_000) -> list[Buried]:
+        """The newest dead letters, newest first."""
+        with self._reading() as db:
+            return [
+                Buried(*row)
+                for row in db.execute(
+                    "SELECT id, received, source, reason, seq, body FROM dead_letters ORDER BY id DESC LIMIT ?",
+                    (limit,),
+                )
+            ]
+
+    def dead_letter(self, number: int) -> Buried | None:
+        """One of them."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT id, received, source, reason, seq, body FROM dead_letters WHERE id = ?", (number,)
+            ).fetchone()
+            return Buried(*row) if row else None
+
+    def drop_dead_letter(self, number: int) -> bool:
+        """Delete one; whether there was one."""
+        with self._storing() as db:
+            db.execute("DELETE FROM dead_letters WHERE id = ?", (number,))
+            return db.changes() > 0
+
+    def bound_dead_letters(self, *, most: int, received_before: float) -> int:
+        """Delete those received before (epoch seconds), and the oldest beyond `most`; how many."""
+        with self._storing() as db:
+            db.execute(
+                "DELETE FROM dead_letters WHERE received < ?1"
+                " OR id <= (SELECT id FROM dead_letters ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                (received_before, most),
+            )
+            return db.changes()
+
+    def publish_again(self, seq: int) -> bool:
+        """Put a settled update at the end of what is pending; whether it is still known.
+
+        It goes out like a new one with its old `event_id`: a click that is too old by now is recorded, not fired.
+        """
+        with self._storing() as db:
+            place = db.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'updates'").get or 1
+            settled = "(SELECT value FROM facts WHERE name = 'settled')"
+            db.execute(f"UPDATE updates SET seq = ?1 WHERE seq = ?2 AND seq <= {settled}", (place, seq))  # noqa: S608
+            moved = db.changes() > 0
+            if moved:
+                db.execute("UPDATE ledger SET seq = ?1 WHERE seq = ?2", (place, seq))
+                db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'updates'", (place,))
+            return moved
+
     # --- below -----------------------------------------------------------------------------------------------
+
+    def _check_room(self) -> None:
+        """Leave the rest of a disk that is nearly full to settling and pruning."""
+        room = os.statvfs(self._path.parent)
+        if room.f_bavail * room.f_frsize < RESERVE:
+            raise NotStoredError(f"the disk is full: less than {RESERVE // 2**20} MiB free; make room")
 
     def _fact(self, name: str) -> Any:
         with self._reading() as db:
@@ -320,6 +568,7 @@ class SqliteJournal:
             with _immediately(db):
                 yield db
         except (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError) as error:
+            self._note_damage(error)
             raise BrokenStorageError(_words(error)) from error
         except apsw.Error as error:
             raise NotStoredError(_words(error)) from error
@@ -329,7 +578,14 @@ class SqliteJournal:
         try:
             yield self._opened()
         except apsw.Error as error:
+            self._note_damage(error)
             raise JournalError(f"journal {self._path}: {_words(error)}") from error
+
+    def _note_damage(self, error: apsw.Error) -> None:
+        """Leave word for the next start: look closely."""
+        if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+            with contextlib.suppress(OSError):
+                suspect_mark(self._path).touch()
 
     def _opened(self) -> apsw.Connection:
         assert self._db is not None, "the journal is used before it is opened"  # noqa: S101  (a caller's mistake)
@@ -348,6 +604,11 @@ def check_sqlite() -> None:
             f"SQLite {apsw.sqlite_lib_version()} can lose committed rows; 3.51.3 or newer is needed: "
             "`pip install --upgrade apsw`"
         )
+
+
+def suspect_mark(path: Path) -> Path:
+    """The file that says: damage was met while running; look closely at the next start."""
+    return path.with_name(path.name + ".suspect")
 
 
 def boot_id() -> str:
@@ -376,8 +637,8 @@ def _immediately(db: apsw.Connection) -> Iterator[None]:
 def _bury(db: apsw.Connection, dead: Sequence[DeadLetter]) -> None:
     if dead:
         db.executemany(
-            "INSERT INTO dead_letters (received, source, reason, body) VALUES (?, ?, ?, ?)",
-            [(letter.received, letter.source, letter.reason, letter.body) for letter in dead],
+            "INSERT INTO dead_letters (received, source, reason, seq, body) VALUES (?, ?, ?, ?, ?)",
+            [(letter.received, letter.source, letter.reason, letter.seq, letter.body) for letter in dead],
         )
 
 

@@ -1,0 +1,74 @@
+"""What `whatsapp2mqtt dead-letters` does: look at what could not be understood or delivered, try it again, drop it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import orjson
+
+from bridge import payload
+from bridge.config import Settings
+from bridge.journal import Buried, Callback
+from bridge.journal.sqlite import SqliteJournal
+from bridge.model import Kind, iso_utc
+from bridge.topics import entry
+from bridge.wakeup import Finger
+
+
+def journal_of(settings: Settings) -> SqliteJournal:
+    """A connection to the journal that the bridge with these settings uses."""
+    lifetimes = {Kind.STATUS: settings.retain.status, Kind.BUTTON: settings.retain.button}
+    return SqliteJournal(
+        settings.journal_path,
+        never_retained=frozenset(kind for kind, lifetime in lifetimes.items() if not lifetime),
+        max_size=settings.journal.max_size,
+    )
+
+
+def listed(letters: list[Buried]) -> Iterator[str]:
+    """A line for each: number, when, what, why."""
+    for letter in letters:
+        yield f"{letter.number:>6}  {iso_utc(letter.received)}  {letter.source:<11}  {letter.reason}"
+
+
+def shown(letter: Buried) -> str:
+    """All of one; what is no text, as far as it reads as text."""
+    body = letter.body.decode("utf-8", "backslashreplace")
+    with contextlib.suppress(orjson.JSONDecodeError):
+        body = orjson.dumps(orjson.loads(letter.body), option=orjson.OPT_INDENT_2).decode()
+    tame = "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in body)
+    return (
+        f"number:   {letter.number}\nreceived: {iso_utc(letter.received)}\nsource:   {letter.source}\n"
+        f"reason:   {letter.reason}\nbody:\n{tame}"
+    )
+
+
+def replay(settings: Settings, journal: SqliteJournal, letter: Buried) -> tuple[bool, str]:
+    """Try a dead letter again by the way that everything takes; it is dropped only if that worked.
+
+    A body or an entry is parsed and stored as if it had just come, a publication is published again with its old
+    `event_id`. A click that is older than `events.max_age` is recorded as late, not fired.
+
+    Returns:
+        Whether it worked, and what happened in words.
+    """
+    if letter.source == "publication":
+        if letter.seq is None or not journal.publish_again(letter.seq):
+            return False, "its update is not in the journal any more"
+        words = "it is published again"
+    else:
+        try:
+            parsed = payload.parse(letter.body)
+        except payload.NotUnderstoodError as error:
+            return False, f"still not understood: {error}"
+        if parsed.dead:
+            return False, f"still not understood: {parsed.dead[0].reason}"
+        now = time.time()
+        entries = tuple(entry(update, now, encode_dots=settings.mqtt.encode_dots) for update in parsed.updates)
+        (outcome,) = journal.append([Callback(entries)])
+        words = f"stored {outcome.stored}, duplicate {outcome.duplicate}, ignored {parsed.ignored}"
+    journal.drop_dead_letter(letter.number)
+    Finger(settings.journal_path.with_suffix(".bell")).ring()
+    return True, words

@@ -1,0 +1,219 @@
+"""Expiry of retained topics, pruning, bounds, and the health report: a thread of the main process.
+
+It only marks what is to be taken off the broker; the publisher, which owns the connection, does it.
+
+Promises kept here (numbers as in docs/how-it-works.md):
+  6. What it put on the broker it can take away: a topic whose time is over is marked, and stays marked until the
+     broker has acknowledged that it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import structlog
+
+from bridge.clock import Clock
+from bridge.config import Journal as JournalSettings
+from bridge.config import Retain
+from bridge.journal import NotStoredError
+from bridge.journal.care import Ballast
+from bridge.journal.sqlite import SqliteJournal
+from bridge.model import Kind, iso_utc
+
+log = structlog.get_logger()
+
+#: Seconds between two looks at the disk and the health, and between two rounds of expiry and pruning at most.
+LOOK_EVERY = 1.0
+ROUND_EVERY = 60.0
+#: Rows touched in one transaction: receivers wait meanwhile.
+SLICE = 500
+#: A file that is fuller than this share of `journal.max_size` is pruned whatever its age.
+FULL = 0.9
+#: Bytes free on the disk below which the ballast is given up.
+DISK_FULL = 1 * 2**20
+#: Bytes of write-ahead log after which it is brought into the file from here.
+WAL_HIGH = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `bridge/health` says."""
+
+    payload: bytes
+    #: Changes worth publishing before the minute is over; not each count.
+    essence: tuple[object, ...]
+
+
+class Keeper:
+    """Keeps house; `run` is its thread.
+
+    Args:
+        retain, limits: The settings.
+        journal: Opened by and for the thread that calls `run`.
+        path: The journal's file.
+        clock: Wall clock and time since boot.
+        is_connected: Whether the publisher reaches the broker.
+        announce: Hands a health report to the publisher.
+        mark_made: Called when topics wait to be cleared.
+        alarms: What the start had to say.
+    """
+
+    def __init__(
+        self,
+        retain: Retain,
+        limits: JournalSettings,
+        journal: SqliteJournal,
+        path: Path,
+        clock: Clock,
+        *,
+        is_connected: Callable[[], bool],
+        announce: Callable[[bytes], None],
+        mark_made: Callable[[], None],
+        alarms: tuple[str, ...] = (),
+    ) -> None:
+        self._lifetimes = {Kind.STATUS: retain.status, Kind.BUTTON: retain.button}
+        self._max_topics = retain.max_topics
+        self._limits = limits
+        self._journal = journal
+        self._path = path
+        self._clock = clock
+        self._is_connected = is_connected
+        self._announce = announce
+        self._mark_made = mark_made
+        self._alarms = alarms
+        self._ballast = Ballast(path.with_suffix(".ballast"))
+        self._stopping = threading.Event()
+        self._started = clock.uptime()
+        self._next_round = 0.0
+        self._reported: tuple[object, ...] | None = None
+        self._reported_at = 0.0
+        self._trouble = ""
+
+    def run(self) -> None:
+        """Keep house until `stop`."""
+        while True:
+            busy = self.step()
+            if self._stopping.wait(0 if busy else LOOK_EVERY):
+                return
+
+    def stop(self) -> None:
+        """Let `run` return, from any thread."""
+        self._stopping.set()
+
+    def step(self) -> bool:
+        """One look, and one slice of each work that is due; whether there is more to do at once."""
+        busy = False
+        try:
+            self._look_at_disk()
+            if self._clock.uptime() >= self._next_round:
+                busy = self._round()
+                if not busy:
+                    self._next_round = self._clock.uptime() + self._pause()
+            self._trouble = ""
+        except NotStoredError as error:
+            if self._trouble != str(error):
+                log.warning("the journal cannot be kept in order; it is tried again", why=str(error))
+            self._trouble = str(error)
+        self._report()
+        return busy
+
+    def _pause(self) -> float:
+        """Seconds to the next round: short lifetimes are looked after more often."""
+        shortest = min((seconds for seconds in self._lifetimes.values() if seconds), default=ROUND_EVERY * 10)
+        return min(ROUND_EVERY, max(LOOK_EVERY, shortest / 10))
+
+    # --- what goes -----------------------------------------------------------------------------------------------
+
+    def _round(self) -> bool:
+        """One slice of everything that expires; whether one of them was full."""
+        journal = self._journal
+        elapsed = journal.tick(self._clock)
+        marked = 0
+        most = 0
+        for kind, lifetime in self._lifetimes.items():
+            # 0: never retained from now on; what still stands from before goes.
+            upto = journal.stored_before(elapsed - lifetime) if lifetime else journal.settled()
+            count = journal.expire(kind, upto, SLICE)
+            marked += count
+            most = max(most, count)
+        count = journal.expire_surplus(self._max_topics, SLICE)
+        marked += count
+        if marked:
+            self._mark_made()
+        pruned = journal.prune(journal.stored_before(elapsed - self._limits.keep), SLICE)
+        usage = journal.usage()
+        if usage.used > FULL * self._limits.max_size:
+            pruned = max(pruned, journal.prune(journal.settled(), SLICE))
+            journal.checkpoint()
+        elif usage.wal > WAL_HIGH:
+            journal.checkpoint()
+        if pruned:
+            log.debug("pruned", updates=pruned)
+        journal.bound_dead_letters(
+            most=self._limits.dead_letters_max,
+            received_before=self._clock.wall() - self._limits.dead_letters_keep if self._clock.is_trusted() else 0.0,
+        )
+        longest = max(self._limits.keep, *self._lifetimes.values())
+        journal.forget_ticks(elapsed - longest)
+        return max(most, count, pruned) >= SLICE
+
+    def _look_at_disk(self) -> None:
+        """Hold room while there is plenty; give it up, and prune, when the disk is full."""
+        disk = os.statvfs(self._path.parent)
+        free = disk.f_bavail * disk.f_frsize
+        if free >= DISK_FULL:
+            self._ballast.hold()
+            return
+        if self._ballast.held:
+            log.error("the disk is full; the ballast is given up so that old rows can be deleted", free_bytes=free)
+            self._ballast.give_up()
+        self._journal.prune(self._journal.settled(), SLICE)
+        self._journal.checkpoint()
+
+    # --- health --------------------------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        """Hand over a report each minute, and at once when something essential changed."""
+        now = time.monotonic()
+        report = self._health()
+        if report.essence != self._reported or now - self._reported_at >= ROUND_EVERY:
+            self._announce(report.payload)
+            self._reported, self._reported_at = report.essence, now
+
+    def _health(self) -> Report:
+        wall = self._clock.wall()
+        statistics = self._journal.statistics(wall)
+        usage = self._journal.usage()
+        disk = os.statvfs(self._path.parent)
+        connected = self._is_connected()
+        alarms = [*self._alarms, *([self._trouble] if self._trouble else [])]
+        if disk.f_bavail * disk.f_frsize < DISK_FULL:
+            alarms.append("the disk is full")
+        if usage.used > FULL * self._limits.max_size:
+            alarms.append("the journal is nearly as large as journal.max_size allows")
+        payload = orjson.dumps(
+            {
+                "ok": connected and not alarms,
+                "connected": connected,
+                "backlog": statistics.backlog,
+                "oldest_age": round(statistics.oldest_age, 1),
+                "dead_letters": statistics.dead_letters,
+                "retained_topics": statistics.retained_topics,
+                "journal_bytes": usage.file,
+                "wal_bytes": usage.wal,
+                "alarms": alarms,
+                "clock_trusted": self._clock.is_trusted(),
+                "uptime": round(self._clock.uptime() - self._started),
+                "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "at": iso_utc(wall),
+            }
+        )
+        return Report(payload, (connected, tuple(alarms), statistics.dead_letters))
