@@ -47,12 +47,16 @@ class ConnectionEndedError(Exception):
     Attributes:
         refused: The broker answered and said no; trying again soon is of no use.
         other_version: It may work with the other protocol version.
+        wrong_version: The broker said that it does not speak this one.
     """
 
-    def __init__(self, why: str, *, refused: bool = False, other_version: bool = False) -> None:
+    def __init__(
+        self, why: str, *, refused: bool = False, other_version: bool = False, wrong_version: bool = False
+    ) -> None:
         super().__init__(why)
         self.refused = refused
-        self.other_version = other_version
+        self.other_version = other_version or wrong_version
+        self.wrong_version = wrong_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +207,7 @@ class Connection:
             ConnectionEndedError: The connection is over.
         """
         client = self._client
-        if client.want_write():
-            client.loop_write()
+        # Reading comes first: a write that fails closes the connection, with acknowledgements still unread.
         while self._ended is None:
             before = len(self.acks) + len(self.messages)
             client.loop_read()
@@ -213,6 +216,8 @@ class Connection:
             hidden = sock is not None and hasattr(sock, "pending") and sock.pending() > 0
             if not hidden and len(self.acks) + len(self.messages) == before:
                 break
+        if self._ended is None and client.want_write():
+            client.loop_write()
         client.loop_misc()
         if self._ended is None and client.socket() is None:
             self._ended = self._closed()
@@ -285,7 +290,7 @@ class Connection:
 
     def _refusal(self, reason: ReasonCode) -> ConnectionEndedError:
         if reason.value in WRONG_VERSION_CODES:
-            return ConnectionEndedError(f"{self._url} does not speak MQTT {self.protocol}", other_version=True)
+            return ConnectionEndedError(f"{self._url} does not speak MQTT {self.protocol}", wrong_version=True)
         hint = ""
         if reason.value in CREDENTIAL_CODES:
             hint = (

@@ -178,6 +178,7 @@ class Publisher:
         self._retry_at = 0.0
         self._failures = 0
         self._protocol = 0  # index in settings.protocols
+        self._proven: int | None = None  # the one that worked last
         self._said: str | None = None  # the trouble that was logged last
 
         # Updates between what is settled and what was fetched, in order.
@@ -309,13 +310,19 @@ class Publisher:
 
     def _exchange(self) -> bool:
         connection = self._connected()
-        connection.exchange()
+        ended: ConnectionEndedError | None = None
+        try:
+            connection.exchange()
+        except ConnectionEndedError as error:
+            ended = error  # what was acknowledged before the end counts, or it would be sent again
         acks, connection.acks = connection.acks, []
         for ack in acks:
             self._acknowledge(ack)
         for message in connection.messages:
             self._hear(message.topic, message.payload)
         connection.messages.clear()
+        if ended is not None:
+            raise ended
         now = self._monotonic()
         if acks or not self._flights:
             self._last_ack = now
@@ -335,12 +342,15 @@ class Publisher:
         self._flights.clear()
         self._waiting.clear()
         self._restore = None
-        if not was_ready and error.other_version and self._protocol + 1 < len(self._settings.protocols):
+        # A broker that cuts the line at a CONNECT may not know the version, or may just be going down: where this
+        # version has worked before, it is the latter.
+        may_change = error.wrong_version or (error.other_version and self._proven != self._protocol)
+        if not was_ready and may_change and self._protocol + 1 < len(self._settings.protocols):
             self._protocol += 1
             self._retry_at = 0.0
             return
         if not was_ready:
-            self._protocol = 0
+            self._protocol = self._proven or 0
         if was_ready:
             self._failures = 0
         pause = RETRY_REFUSED if error.refused else min(RETRY_MOST, RETRY_FIRST * 2**self._failures)
@@ -429,6 +439,7 @@ class Publisher:
         """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
         self._greeting = Greeting.READY
         self._ready_at = self._monotonic()
+        self._proven = self._protocol
         self._failures = 0
         self._said = None
         log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)

@@ -171,7 +171,8 @@ def _save(damaged: Path, path: Path) -> int:
             newest = target.execute("SELECT coalesce(max(seq), 0) FROM updates").get
             if not isinstance(settled, int):
                 settled = target.execute(
-                    "SELECT coalesce(max(seq), 0) FROM updates WHERE received + ? < (SELECT max(received) FROM updates)",
+                    "SELECT coalesce(max(seq), 0) FROM updates"
+                    " WHERE received + ? < (SELECT max(received) FROM updates)",
                     (UNSETTLED,),
                 ).get
             # Places that were lost are given again, so they must not count as settled. The broker's checkpoint may

@@ -240,6 +240,7 @@ class Subscriber:
         self.events: Counter[str] = Counter()  # by event_id, on event topics
         self.states: dict[str, dict[str, Any]] = {}  # the last content of each other topic; cleared ones are gone
         self.retained: dict[str, dict[str, Any]] = {}  # of those, what came as retained since the last connect
+        self.seen: set[str] = set()  # message ids of all events
         self.messages = 0
         self._base = base
         self._port = port
@@ -278,6 +279,7 @@ class Subscriber:
             content = {"text": message.payload.decode("utf-8", "replace")}
         if topic.startswith("event/"):
             self.events[content["event_id"]] += 1
+            self.seen.add(content["message_id"])
         else:
             self.states[topic] = content
             if message.retain:
