@@ -113,7 +113,7 @@ _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "m
 
 def size(value: object) -> int:
     """Bytes from `3MiB`, `500kB`, or a bare number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b)?", str(value).strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmg]i?b|b)?", str(value).strip().lower())
     if not match:
         raise Invalid("is no size; write a number with kB, MB, KiB, MiB or GiB, e.g. 3MiB")
     return int(float(match[1]) * _BYTES[match[2] or ""])
@@ -157,8 +157,13 @@ def text_or_none(value: object) -> str | None:
 def file_or_none(value: object) -> Path | None:
     if value is None:
         return None
-    path = Path(text(value)).expanduser()
-    if not path.is_file():
+    path = Path(text(value))
+    try:
+        path = path.expanduser()
+        found = path.is_file()
+    except (OSError, RuntimeError):
+        found = False
+    if not found:
         raise Invalid("names a file that does not exist or cannot be seen")
     return path
 
@@ -263,9 +268,14 @@ def broker_url(value: object) -> BrokerUrl:
         return BrokerUrl("embedded")
     try:
         parts: SplitResult = urlsplit(written)
+    except ValueError:
+        raise Invalid("has a host that is no name and no address; write e.g. mqtt://10.0.0.2 or mqtt://[::1]") from None
+    try:
         port = parts.port
     except ValueError:
-        raise Invalid("has a port that is no number from 1 to 65535") from None
+        port = 0
+    if port == 0:
+        raise Invalid("has a port that is no number from 1 to 65535")
     if parts.scheme not in _BROKER_PORTS or not parts.hostname:
         raise Invalid(
             "is no broker; write embedded, or mqtt://, mqtts://, ws:// or wss:// and a host, e.g. mqtt://10.0.0.2"
@@ -285,7 +295,7 @@ def broker_url(value: object) -> BrokerUrl:
 
 def hide_password(written: object) -> object:
     """A broker's address as it was written, its password hidden."""
-    return re.sub(r"(://[^/@:]*):[^@]*@", rf"\1:{HIDDEN}@", str(written))
+    return re.sub(r"(://[^/?#:]*):[^/?#]*@", rf"\1:{HIDDEN}@", str(written))
 
 
 def journal_url(value: object) -> Path | None:
@@ -316,7 +326,7 @@ def setting(
         show: How `check` prints what was written; secrets are hidden.
     """
     metadata = {"default": default, "check": check, "about": about, "show": show}
-    return field(default=check(default), metadata=metadata)
+    return field(default=check(default), repr=show is None, metadata=metadata)
 
 
 def hidden(written: object) -> object:
@@ -627,13 +637,18 @@ def _read_file(file: Path, values: dict[Key, object], origins: dict[Key, str], p
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
-        problems.append(f"{file}{line}: is not YAML: {error.problem or error.context}; look at indentation and quotes")
+        # YAML's words may quote what was written, which may be a secret.
+        why = _QUOTED.sub("...", error.problem or error.context or "")
+        problems.append(f"{file}{line}: is not YAML: {why}; look at indentation and quotes")
         return
     except yaml.YAMLError as error:
         problems.append(f"{file}: is not YAML: {str(error).splitlines()[0]}")
         return
     if root is not None:
         _walk(file, root, (), values, origins, problems)
+
+
+_QUOTED = re.compile(r"'.*'", re.DOTALL)
 
 
 def _walk(
@@ -659,11 +674,27 @@ def _walk(
                 origins[below] = line
                 _walk(file, child, below, values, origins, problems)
         return
-    values[key] = _plain(node)
+    try:
+        values[key] = _plain(node)
+    except yaml.MarkedYAMLError:
+        # Its words may quote what was written.
+        problems.append(f"{where}: {'.'.join(key)}: has a YAML tag that means nothing here; write the value itself")
+
+
+class _Loader(yaml.SafeLoader):
+    """Numbers and dates stay as they were written: a password of digits is text."""
+
+
+def _as_written(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    return loader.construct_scalar(node)  # type: ignore[arg-type]  # refuses what is no scalar
+
+
+for _tag in ("int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _as_written)
 
 
 def _plain(node: yaml.Node) -> object:
-    loader = yaml.SafeLoader("")
+    loader = _Loader("")
     try:
         return loader.construct_document(node)
     finally:
@@ -674,26 +705,38 @@ def _read_environment(
     environ: Mapping[str, str], values: dict[Key, object], origins: dict[Key, str], problems: list[str]
 ) -> None:
     for name in sorted(environ):
-        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
+        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG or _SERVICE_LINK.search(name):
             continue
         key = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
-        written = environ[name]
         if key not in _KNOWN and key[-1].endswith("_file"):
-            key = (*key[:-1], key[-1].removesuffix("_file"))
-            if key in _KNOWN and _KNOWN[key]["show"] is not None:
+            secret_key = (*key[:-1], key[-1].removesuffix("_file"))
+            if secret_key in _KNOWN and _KNOWN[secret_key]["show"] is not None:
+                key = secret_key
+                if key in values and origins[key].startswith(ENV_PREFIX):
+                    problems.append(f"{name}: {'.'.join(key)}: stands twice; the other is {origins[key]}")
+                    continue
                 try:
-                    written = Path(environ[name]).read_text(encoding="utf-8").strip()
+                    lines = Path(environ[name]).read_text(encoding="utf-8").split("\n")
                 except (OSError, UnicodeDecodeError) as error:
                     why = getattr(error, "strerror", None) or "it is not UTF-8"
                     problems.append(f"{name}: the file it names cannot be read: {why}")
                     continue
-                if _KNOWN[key]["default"] == []:
-                    written = ",".join(written.splitlines())
+                found = [line.strip() for line in lines if line.strip()]
+                if not found:
+                    problems.append(f"{name}: the file it names is empty; write the secret into it, or unset {name}")
+                    continue
+                values[key] = found if _KNOWN[key]["default"] == [] else "\n".join(found)
+                origins[key] = name
+                continue
         if key not in _KNOWN:
             problems.append(f"{name}: is no setting{_nearest(key, environment=True)}")
             continue
-        values[key] = _from_environment(written, _KNOWN[key])
+        values[key] = _from_environment(environ[name], _KNOWN[key])
         origins[key] = name
+
+
+#: What Docker links and Kubernetes set for a service that is called whatsapp2mqtt.
+_SERVICE_LINK = re.compile(r"^WHATSAPP2MQTT_(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?$")
 
 
 def _from_environment(written: str, metadata: Mapping[str, Any]) -> object:
@@ -705,11 +748,12 @@ def _from_environment(written: str, metadata: Mapping[str, Any]) -> object:
 
 def _nearest(key: Key, *, environment: bool = False) -> str:
     """The hint for an unknown name: the setting that reads most like it."""
-    known = {".".join(one) for one in (*_KNOWN, *_SECTIONS)}
+    # A section cannot come from the environment.
+    known = sorted(".".join(one) for one in (_KNOWN if environment else (*_KNOWN, *_SECTIONS)))
     dotted = ".".join(key)
     # The right word in the wrong place is the likeliest slip, a misspelling the next.
     same_word = [name for name in known if name.rpartition(".")[2] == key[-1]]
-    close = difflib.get_close_matches(dotted, sorted(known), n=1, cutoff=0.6) or same_word[:1]
+    close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.6) or same_word[:1]
     if not close:
         return "; config.example.yaml shows all of them"
     name = close[0]
@@ -728,8 +772,6 @@ def _nested(values: Mapping[Key, object]) -> dict[str, Any]:
 
 def _problem(error: Invalid, values: Mapping[Key, object], origins: Mapping[Key, str]) -> str:
     key = tuple(str(part) for part in error.path)
-    while key and key not in _KNOWN:
-        key = key[:-1]
     written = values.get(key)
     shown = "" if _KNOWN[key]["show"] is not None else f" {written!r}"
     return f"{origins.get(key, 'settings')}: {'.'.join(key)}:{shown} {error.error_message}"

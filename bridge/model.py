@@ -2,8 +2,8 @@
 
 Promises kept here (numbers as in docs/how-it-works.md):
   3. Stored once: `event_id` is the same whenever the same update is sent again.
-  4. Never backwards: `rank` and `StatusUpdate.order` decide which update holds a message's state, whatever
-     the order of arrival.
+  4. Never backwards: the highest (`rank`, timestamp, `event_id`) holds a message's state, whatever the order of
+     arrival.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class StatusUpdate:
         timestamp: Epoch seconds, or None where the callback's own could not be read.
         timestamp_text: What the callback brought as timestamp, as text; part of the update's identity.
         recipient_id: Phone number, masked number, group id or user id; None if absent.
+        participant_id: The member of a group whose status this is; None if absent. Part of the identity alone.
         conversation: As it came, or None if absent or empty.
         errors: As they came, or None if absent or empty.
         business_phone: The business' number, or None if the callback does not name it.
@@ -53,6 +54,7 @@ class StatusUpdate:
     timestamp: int | None = None
     timestamp_text: str = ""
     recipient_id: str | None = None
+    participant_id: str | None = None
     conversation: dict[str, Any] | None = None
     errors: list[Any] | None = None
     business_phone: str | None = None
@@ -69,7 +71,8 @@ class StatusUpdate:
     def event_id(self) -> str:
         """Identity: message, status, when, and for whom (a message to a group has a status per recipient)."""
         when = self.timestamp_text if self.timestamp is None else self.timestamp
-        return digest("status", self.message_id, self.status, when, self.recipient_id)
+        whom = (self.recipient_id,) if self.participant_id is None else (self.recipient_id, self.participant_id)
+        return digest("status", self.message_id, self.status, when, *whom)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +142,14 @@ def epoch_seconds(value: object) -> int | None:
     """
     if isinstance(value, str):
         try:
-            value = float(value)
+            # Whole numbers as such: a float cannot count nanoseconds.
+            value = int(value) if value.isdecimal() and len(value) < 40 else float(value)
         except ValueError:
             return _from_iso(str(value))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    # Integers of JSON have no bound, and isfinite is not for those beyond every float.
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     seconds = int(value)
     for _ in range(3):
@@ -160,10 +167,7 @@ def _from_iso(text: str) -> int | None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    try:
-        seconds = int(moment.timestamp())
-    except (OverflowError, ValueError):
-        return None
+    seconds = int(moment.timestamp())
     return seconds if 0 <= seconds <= LAST_SECOND else None
 
 

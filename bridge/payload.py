@@ -11,6 +11,7 @@ in `entry[].changes[].value` (Cloud API), or in `value` beside `field` (events s
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterator
@@ -74,9 +75,11 @@ def parse(body: bytes) -> Parsed:
     dead: list[DeadItem] = []
     ignored = 0
     seen = 0
-    for value in _values(root):
+    for values, (value, whole) in enumerate(_values(root), 1):
+        if values > MAX_ITEMS:
+            raise NotUnderstoodError(f"it holds more than {MAX_ITEMS} entries")
         if not isinstance(value, dict):
-            dead.append(DeadItem("the value of a change is not an object", _as_text(value)))
+            dead.append(DeadItem("the value of a change is not an object", _as_text(whole)))
             continue
         statuses, messages = value.get("statuses"), value.get("messages")
         if statuses is None and messages is None:
@@ -123,6 +126,7 @@ class _Root:
 
 
 def _json(body: bytes) -> _Root:
+    body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259, section 8.1: not to be sent, may be ignored
     try:
         root, lenient = orjson.loads(body), False
     except orjson.JSONDecodeError as error:
@@ -141,10 +145,16 @@ def _lenient_json(body: bytes, error: orjson.JSONDecodeError) -> Any:
         raise ValueError(word)
 
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=refuse)
+        return json.loads(body.decode("utf-8"), parse_constant=refuse, parse_int=_whole)
     except (ValueError, RecursionError):
         # Position and cause only: the error's own text does not quote the body, and neither do we.
         raise NotUnderstoodError(f"it is not JSON: {error.msg} at character {error.pos}") from None
+
+
+def _whole(digits: str) -> int | float:
+    """An integer as orjson reads it: beyond 64 bits a float."""
+    number = float(digits)
+    return int(digits) if abs(number) < 2**65 and -(2**63) <= int(digits) < 2**64 else number
 
 
 def _deeper_than(value: Any, limit: int) -> bool:
@@ -188,25 +198,25 @@ def _as_text(item: Any) -> str:
 # --- envelopes -------------------------------------------------------------------------------------------------
 
 
-def _values(root: _Root) -> Iterator[Any]:
+def _values(root: _Root) -> Iterator[tuple[Any, Any]]:
     """Every value in the body, whatever the envelope."""
     body = root.json
     known = False
     if "statuses" in body or "messages" in body:
         known = True
-        yield body
+        yield body, body
     if isinstance(body.get("entry"), list):
         known = True
         for entry in body["entry"]:
             changes = entry.get("changes") if isinstance(entry, dict) else None
             if not isinstance(changes, list):
-                yield entry  # not a Cloud API entry: set aside or ignored as a value of its own
+                yield entry, entry  # not a Cloud API entry: set aside or ignored as a value of its own
                 continue
             for change in changes:
-                yield change.get("value") if isinstance(change, dict) else change
+                yield change.get("value") if isinstance(change, dict) else change, change
     if "field" in body and "value" in body:
         known = True
-        yield body["value"]
+        yield body["value"], body
     if not known:
         raise NotUnderstoodError("it has none of statuses, messages, entry, or field with value")
 
@@ -329,6 +339,9 @@ def _status(item: Any, value: dict[str, Any], business_phone: str | None) -> Sta
         or (_text(message.get("recipient_id")) if isinstance(message, dict) else None)
         or status.get("recipient_user_id")
         or None,
+        participant_id=_text(item.get("recipient_participant_id"))
+        or _text(item.get("recipient_participant_user_id"))
+        or None,
         conversation=status.get("conversation"),
         errors=errors,
         business_phone=business_phone,
@@ -424,6 +437,8 @@ def _template(wa_ext: Any) -> dict[str, Any] | None:
 
 def _reason(name: str, error: Invalid) -> str:
     """`statuses[]: id is missing or empty`: where and what, never the value itself."""
-    first = error.errors[0] if hasattr(error, "errors") else error
+    # The library goes through the keys in any order; the first by name is the same each time.
+    first = min(getattr(error, "errors", [error]), key=lambda one: [str(part) for part in one.path])
     where = ".".join(str(part) for part in first.path if isinstance(part, str))
-    return f"{name}[]: {where + ' ' if where else ''}{first.error_message}"
+    what = "is not an object" if first.error_message == "expected a dictionary" else first.error_message
+    return f"{name}[]: {where + ' ' if where else ''}{what}"
