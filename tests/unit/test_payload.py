@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.model import ButtonClick, StatusUpdate, Update
-from bridge.payload import MAX_DEPTH, MAX_ITEMS, NotUnderstoodError, Parsed, parse
+from bridge.payload import MAX_DEPTH, MAX_ITEMS, DeadItem, NotUnderstoodError, Parsed, parse
 from bridge.topics import entry
 
 HALF = "\ud83d"  # of a surrogate pair
@@ -39,6 +39,14 @@ def ids(parsed: Parsed) -> list[str]:
 # --- size --------------------------------------------------------------------------------------------------------
 
 
+def only_entry(dead: DeadItem) -> Any:
+    """The entry that a dead item holds, alone in a value."""
+    value = json.loads(dead.body)
+    (array,) = [value[name] for name in ("statuses", "messages") if name in value]
+    (entry,) = array
+    return entry
+
+
 def test_a_thousand_updates_in_one_post_are_all_read_in_their_order() -> None:
     """WhatsApp sends up to a thousand in one POST; what is left behind is never sent again."""
     parsed = parse(body({"statuses": [status(n) for n in range(1000)]}))
@@ -61,7 +69,7 @@ def test_bad_items_among_a_thousand_cost_only_themselves() -> None:
     items: list[Any] = [status(n) if n % 10 else {"id": f"m{n}", "n": n} for n in range(1000)]
     parsed = parse(body({"statuses": items}))
     assert ids(parsed) == [f"m{n}" for n in range(1000) if n % 10]
-    assert [json.loads(item.body) for item in parsed.dead] == [items[n] for n in range(0, 1000, 10)]
+    assert [only_entry(item) for item in parsed.dead] == [items[n] for n in range(0, 1000, 10)]
 
 
 @pytest.mark.parametrize("escaped", [True, False])
@@ -171,7 +179,7 @@ def test_half_of_a_surrogate_pair_costs_only_the_item_that_has_it(bad: dict[str,
     assert ids(parsed) == ["m1", "k2"]
     (item,) = parsed.dead
     assert item.reason == f"{array}[]: a text holds half of a surrogate pair, which no UTF-8 can say"
-    assert json.loads(item.body) == bad
+    assert only_entry(item) == bad
     # It can be stored and shown, because the half is escaped.
     assert item.body.encode()
 
@@ -218,7 +226,7 @@ def test_an_item_that_lacks_all_that_is_needed_is_set_aside(item: dict[str, Any]
     """It would be counted as handled, and nobody would ever see it."""
     (dead,) = parse(body({"statuses": [item]})).dead
     assert dead.reason in ("statuses[]: id is missing or empty", "statuses[]: status is missing or empty")
-    assert json.loads(dead.body) == item
+    assert only_entry(dead) == item
 
 
 @pytest.mark.parametrize("item", [None, 7, 7.5, "sent", ["sent"], True, [{"id": "m1", "status": "sent"}]])
@@ -229,7 +237,7 @@ def test_an_item_that_is_no_object_is_set_aside_whole(array: str, item: object) 
     assert ids(parsed) == ["m1"]
     (dead,) = parsed.dead
     assert dead.reason.startswith(f"{array}[]: ")
-    assert json.loads(dead.body) == item
+    assert only_entry(dead) == item
 
 
 @pytest.mark.parametrize("array", ["statuses", "messages"])
