@@ -6,6 +6,7 @@ Each field carries its default as a user would write it, its check, and its sent
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -298,6 +299,56 @@ def hide_password(written: object) -> object:
     return re.sub(r"(://[^/?#:]*):[^/?#]*@", rf"\1:{HIDDEN}@", str(written))
 
 
+@dataclass(frozen=True, slots=True)
+class Button:
+    """A button that is known before its first click.
+
+    Attributes:
+        payload: What it means to the business, as callbacks bring it.
+        name: How Home Assistant shows it.
+        icon: For its entity, e.g. `mdi:gate`; None: Home Assistant's own.
+    """
+
+    payload: str
+    name: str
+    icon: str | None = None
+
+
+_BUTTON_HINT = "write `- {payload: open_gate, name: Open the gate, icon: mdi:gate}`, where name and icon may be absent"
+
+
+def buttons(value: object) -> tuple[Button, ...]:
+    """A list of buttons; one that is a text alone is its payload."""
+    found = tuple(_button(one) for one in (value if isinstance(value, list) else [value]) if one is not None)
+    for what, words in (("payload", [one.payload for one in found]), ("name", [one.name for one in found])):
+        if len(set(words)) < len(words):
+            raise Invalid(f"has two buttons of the same {what}; each needs its own")
+    return found
+
+
+def _button(value: object) -> Button:
+    if not isinstance(value, dict):
+        value = {"payload": value}
+    if "payload" not in value or not set(value) <= {"payload", "name", "icon"}:
+        raise Invalid(f"holds what is no button; {_BUTTON_HINT}")
+    for word in value.values():
+        if not isinstance(word, str) or not word or not word.isprintable() or len(word) > 1_000:
+            # YAML takes yes, no, on and off for true and false.
+            raise Invalid('has a button whose payload, name or icon is no text; put it in quotes, e.g. payload: "yes"')
+    payload, name, icon = (str(value.get(key, "")) for key in ("payload", "name", "icon"))
+    if icon and not re.fullmatch(r"[a-z0-9-]+:[a-z0-9-]+", icon):
+        raise Invalid("has a button whose icon is none; write e.g. mdi:gate")
+    return Button(payload, name or payload, icon or None)
+
+
+def web_address(value: object) -> str:
+    found = text(value)
+    parts = urlsplit(found)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not found.isprintable() or " " in found:
+        raise Invalid("is no web address; write e.g. http://10.0.0.2:8081")
+    return found
+
+
 def journal_url(value: object) -> Path | None:
     """The journal's file; None stands for `journal.db` in the state directory."""
     written = text(value)
@@ -467,6 +518,23 @@ class Retain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HomeAssistant:
+    discovery: bool = setting(
+        True, yes_or_no, "Show everything in Home Assistant by itself; false takes all of it away again."
+    )
+    prefix: str = setting("homeassistant", base_topic, "Home Assistant's discovery prefix, as its MQTT settings say.")
+    max_buttons: int = setting(
+        100, whole(0, 1_000), "More buttons than this are not shown; of those learned, the one unused longest goes."
+    )
+    buttons: tuple[Button, ...] = setting(
+        [], buttons, "Buttons to show before their first click, each {payload: ..., name: ..., icon: mdi:...}."
+    )
+    link: str = setting(
+        "https://pypi.org/project/whatsapp2mqtt/", web_address, "Where the device's page in Home Assistant links to."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
     url: Path | None = setting(
         "sqlite", journal_url, "sqlite: journal.db in the state directory; or sqlite:///path/of/journal.db."
@@ -495,6 +563,7 @@ class Settings:
     mqtt: Mqtt = section(Mqtt, "Where they are published.")
     events: Events = section(Events, "What fires.")
     retain: Retain = section(Retain, "How long retained topics stand.")
+    homeassistant: HomeAssistant = section(HomeAssistant, "What Home Assistant shows by itself.")
     journal: Journal = section(Journal, "Where everything accepted is kept until the broker has it.")
     log: Log = section(Log, "What the bridge says about itself.")
 
@@ -740,7 +809,11 @@ _SERVICE_LINK = re.compile(r"^WHATSAPP2MQTT_(SERVICE_HOST|SERVICE_PORT|PORT)(_[A
 
 
 def _from_environment(written: str, metadata: Mapping[str, Any]) -> object:
-    """Text as it is; a list may be written `a,b` ; nothing at all is the default."""
+    """Text as it is; a list may be written `a,b`, buttons also as JSON; nothing at all is the default."""
+    if metadata["check"] is buttons and written.lstrip().startswith("["):
+        with contextlib.suppress(yaml.YAMLError):
+            node = yaml.compose(written, Loader=yaml.SafeLoader)
+            return _plain(node) if node is not None else []
     if metadata["default"] == []:
         return [one.strip() for one in written.split(",") if one.strip()]
     return metadata["default"] if written == "" else written
@@ -809,5 +882,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "mqtt.tls: certificate and key go together; add the one that is missing"
     if settings.journal.max_size < SMALLEST_JOURNAL:
         yield "journal.max_size: must be 8MiB or more"
+    if settings.homeassistant.prefix == mqtt.base_topic:
+        yield "homeassistant.prefix: is also mqtt.base_topic; Home Assistant's own topics need a place of their own"
     if not 5 <= mqtt.keepalive <= 3600:
         yield "mqtt.keepalive: must be from 5s to 1h"
