@@ -20,10 +20,11 @@ from pathlib import Path
 import orjson
 import structlog
 
+from bridge import homeassistant
 from bridge.clock import Clock
 from bridge.config import Journal as JournalSettings
 from bridge.config import Retain
-from bridge.journal import NotStoredError
+from bridge.journal import NotStoredError, Tally
 from bridge.journal.care import Ballast
 from bridge.journal.sqlite import SqliteJournal
 from bridge.model import Kind, iso_utc
@@ -33,6 +34,8 @@ log = structlog.get_logger()
 #: Seconds between two looks at the disk and the health, and between two rounds of expiry and pruning at most.
 LOOK_EVERY = 1.0
 ROUND_EVERY = 60.0
+#: Seconds between two reports that differ in counts alone.
+COUNTS_EVERY = 5.0
 #: Rows touched in one transaction: receivers wait meanwhile.
 SLICE = 500
 #: A file that is fuller than this share of `journal.max_size` is pruned whatever its age.
@@ -50,6 +53,8 @@ class Report:
     payload: bytes
     #: Changes worth publishing before the minute is over; not each count.
     essence: tuple[object, ...]
+    #: Changes worth publishing within `COUNTS_EVERY`.
+    counts: tuple[object, ...]
 
 
 class Keeper:
@@ -93,9 +98,12 @@ class Keeper:
         self._stopping = threading.Event()
         self._started = clock.uptime()
         self._next_round = 0.0
+        self._started_at = clock.wall()
         self._reported: tuple[object, ...] | None = None
+        self._counted: tuple[object, ...] | None = None
         self._reported_at = 0.0
         self._trouble = ""
+        self._tally = Tally()
 
     def run(self) -> None:
         """Keep house until `stop`."""
@@ -184,14 +192,21 @@ class Keeper:
         """Hand over a report each minute, and at once when something essential changed."""
         now = time.monotonic()
         report = self._health()
-        if report.essence != self._reported or now - self._reported_at >= ROUND_EVERY:
+        waited = now - self._reported_at
+        if (
+            report.essence != self._reported
+            or waited >= ROUND_EVERY
+            or (waited >= COUNTS_EVERY and report.counts != self._counted)
+        ):
             self._announce(report.payload)
-            self._reported, self._reported_at = report.essence, now
+            self._reported, self._counted, self._reported_at = report.essence, report.counts, now
 
     def _health(self) -> Report:
         wall = self._clock.wall()
         statistics = self._journal.statistics(wall)
         usage = self._journal.usage()
+        tally = self._tallied(wall)
+        failed = homeassistant.failure(orjson.loads(tally.failed)) if tally.failed else None
         disk = os.statvfs(self._path.parent)
         connected = self._is_connected()
         alarms = [*self._alarms, *([self._trouble] if self._trouble else [])]
@@ -207,13 +222,25 @@ class Keeper:
                 "oldest_age": round(statistics.oldest_age, 1),
                 "dead_letters": statistics.dead_letters,
                 "retained_topics": statistics.retained_topics,
+                "messages": homeassistant.messages(tally.today, tally.total),
+                "last_failure": failed,
                 "journal_bytes": usage.file,
                 "wal_bytes": usage.wal,
                 "alarms": alarms,
                 "clock_trusted": self._clock.is_trusted(),
+                "started_at": iso_utc(self._started_at),
                 "uptime": round(self._clock.uptime() - self._started),
                 "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "at": iso_utc(wall),
             }
         )
-        return Report(payload, (connected, tuple(alarms), statistics.dead_letters))
+        essence = (connected, tuple(alarms), statistics.dead_letters, tally.failed)
+        return Report(payload, essence, (tally, statistics.backlog))
+
+    def _tallied(self, wall: float) -> Tally:
+        """The counts of statuses; while the journal cannot take them down, those before."""
+        try:
+            self._tally = self._journal.tally(time.strftime("%Y-%m-%d", time.localtime(wall)))
+        except NotStoredError as error:
+            self._trouble = str(error)
+        return self._tally

@@ -15,13 +15,14 @@ Promises kept here (numbers as in docs/how-it-works.md):
 
 from __future__ import annotations
 
+import math
 import random
 import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import orjson
@@ -30,9 +31,12 @@ import structlog
 from bridge import topics
 from bridge.clock import Clock
 from bridge.config import BrokerUrl, Tls
+from bridge.discovery import Discovery
+from bridge.homeassistant import FEEDS, feed_document
 from bridge.journal import BrokenStorageError, DeadLetter, Journal, NotStoredError, Retained, Stored
 from bridge.model import Kind, iso_utc
 from bridge.mqtt import HOLDING_CODES, Ack, Connection, ConnectionEndedError
+from bridge.pacing import Pacer
 from bridge.wakeup import Doorbell
 
 log = structlog.get_logger()
@@ -58,6 +62,14 @@ LAST_TOPIC = "\U0010ffff"
 STOP_PATIENCE = 3.0
 #: A turn of the publisher's loop takes no longer than this many seconds, a connection that hangs included.
 ALIVE = 30.0
+#: Seconds between two clicks on a topic, and two events on a topic for Home Assistant's event entities: older ones
+#: stamp an event to the millisecond, and drop the second in it.
+EVENT_GAP = 0.005
+#: So many statuses may wait for Home Assistant's event entity, which takes no more than 200 a second; when there are
+#: more, it sees the failed ones only. All of them stand on their own topics at full speed.
+FEED_MOST = 1_000
+#: While so many events wait their turn, no more updates are read from the journal.
+PACED_MOST = 5_000
 #: The publisher also looks into the journal by itself this often, should a ring be lost, in seconds.
 POLL = 1.0
 
@@ -91,6 +103,7 @@ class Role(Enum):
     EVENT = "event"
     STATE = "state"
     LAST = "last"
+    FEED = "feed"  # the event once more, for Home Assistant's event entity
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +124,7 @@ class Flight:
     role: Role | None = None
     progress: Progress | None = None
     clears: str | None = None  # the topic of the ledger that this takes off the broker
+    discovers: bool = False  # tells Home Assistant something
 
 
 @dataclass(slots=True, eq=False)
@@ -120,6 +134,8 @@ class Progress:
     stored: Stored
     waiting: set[Role]
     holds_last: bool = False
+    feed: bytes | None = None  # what Home Assistant's event entity is given
+    held_for: str | None = None  # the payload of a click, as its events may have to wait
 
     @property
     def done(self) -> bool:
@@ -145,6 +161,7 @@ class Publisher:
         clock: Wall clock and time since boot.
         connect: Makes a connection; tests pass their own.
         monotonic: Seconds that never jump, for patience and pace.
+        discovery: What Home Assistant is told; None: nothing ever was.
     """
 
     def __init__(
@@ -155,6 +172,7 @@ class Publisher:
         clock: Clock,
         connect: Callable[..., Connection] = Connection,
         monotonic: Callable[[], float] = time.monotonic,
+        discovery: Discovery | None = None,
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -162,6 +180,7 @@ class Publisher:
         self._clock = clock
         self._connect = connect
         self._monotonic = monotonic
+        self._discovery = discovery
         self._stopping = threading.Event()
         self._turn = monotonic()
 
@@ -170,6 +189,7 @@ class Publisher:
         self._greeting = Greeting.CONNECTING
         self._flights: dict[int, Flight] = {}
         self._waiting: deque[Flight] = deque()
+        self._paced: Pacer[Flight] = Pacer(EVENT_GAP)
         self._reports: deque[bytes] = deque(maxlen=1)  # the health report that waits to be sent
         self._report = b""  # the newest one
         self._cleared: list[str] = []  # acknowledged, and not yet noted
@@ -255,6 +275,8 @@ class Publisher:
         """Read where the journal stands."""
         self._identity = self._journal.identity()
         self._settled = self._fetched = self._noted = self._journal.settled()
+        if self._discovery is not None:
+            self._discovery.start()
 
     def step(self) -> bool:
         """Do what can be done without waiting; whether anything was."""
@@ -283,6 +305,9 @@ class Publisher:
             self._connection.poll(poller)
             if self._greeting is not Greeting.READY or self._settled > self._noted or self._cleared:
                 patience = SETTLE_EVERY
+            if self._greeting is Greeting.READY and len(self._flights) < self._room():
+                due = min(self._paced.due(), self._discovery.due() if self._discovery is not None else math.inf)
+                patience = max(0.0, min(patience, due - self._monotonic()))
         poller.poll(patience * 1000)
         self._doorbell.silence()
         self._exhausted = False
@@ -341,6 +366,9 @@ class Publisher:
             self._suspect()
         self._flights.clear()
         self._waiting.clear()
+        self._paced.clear()
+        if self._discovery is not None:
+            self._discovery.lost()
         self._restore = None
         # A broker that cuts the line at a CONNECT may not know the version, or may just be going down: where this
         # version has worked before, it is the latter.
@@ -434,6 +462,8 @@ class Publisher:
                     self._checkpoint = int(checkpoint["seq"])
             except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
                 pass  # not one of ours: as good as none
+        elif self._discovery is not None:
+            self._discovery.hear(topic, payload)
 
     def _be_ready(self) -> None:
         """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
@@ -443,6 +473,10 @@ class Publisher:
         self._failures = 0
         self._said = None
         log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)
+        if self._discovery is not None:
+            self._discovery.connected()
+            if self._discovery.enabled:
+                self._connected().subscribe(self._discovery.birth_topic)
         for progress in self._window.values():
             self._launch(progress, again=True)
         self._restore_upto = self._fetched
@@ -478,9 +512,11 @@ class Publisher:
         """Fill the window: with what waits, then new updates, then what is to be restored."""
         did = self._listening and self._find_checkpoint()
         while len(self._flights) < self._room():
-            if self._waiting:
+            if self._discover_next():
+                pass
+            elif self._waiting:
                 self._send(self._waiting.popleft())
-            elif not self._stopping.is_set() and not self._exhausted and self._fetch():
+            elif self._release() or (self._may_fetch and self._fetch()):
                 pass
             elif self._reports:
                 self._send(Flight(self._full(topics.BRIDGE_HEALTH), self._reports.popleft(), retain=True))
@@ -493,6 +529,10 @@ class Publisher:
         if self._cautious > 0:
             return 1
         return min(WINDOW, self._connected().limits.in_flight)
+
+    @property
+    def _may_fetch(self) -> bool:
+        return not self._stopping.is_set() and not self._exhausted and len(self._paced) < PACED_MOST
 
     def _fetch(self) -> bool:
         updates = self._journal.pending(self._fetched, FETCH)
@@ -508,20 +548,83 @@ class Publisher:
             if progress.holds_last:
                 progress.waiting.add(Role.LAST)
             self._window[stored.seq] = progress
-            self._launch(progress)
+        self._meet(updates)
+        for stored in updates:
+            self._launch(self._window[stored.seq])
         self._fetched = updates[-1].seq
         return True
+
+    def _discover_next(self) -> bool:
+        """Tell Home Assistant the next thing; whether there was one."""
+        found = self._discovery.next() if self._discovery is not None else None
+        if found is None:
+            return False
+        topic, payload = found
+        self._send(Flight(topic, payload, retain=True, discovers=True))
+        return True
+
+    def _meet(self, updates: list[Stored]) -> None:
+        """Have new updates looked at for what Home Assistant must know before it gets them."""
+        if self._discovery is None or not self._discovery.enabled:
+            return
+        documents = [orjson.loads(stored.document) for stored in updates]
+        self._discovery.meet(
+            (stored.seq, stored.kind, document) for stored, document in zip(updates, documents, strict=True)
+        )
+        for stored, document in zip(updates, documents, strict=True):
+            progress = self._window[stored.seq]
+            progress.feed = feed_document(stored.kind, stored.event_id, document)
+            if stored.kind is Kind.BUTTON:
+                progress.held_for = document["payload"]
+            # What Home Assistant must not miss: all clicks, and what failed.
+            if stored.kind is Kind.BUTTON or document["status"] == "failed":
+                progress.waiting.add(Role.FEED)
+
+    def _release(self) -> bool:
+        """Send the next event that had to wait; whether there was one."""
+        flight = self._paced.take(self._monotonic())
+        if flight is None:
+            return False
+        progress = flight.progress
+        if progress is None or flight.role is None:
+            self._send(flight)
+        elif flight.role in progress.waiting:
+            expiry = self._time_left(progress.stored)
+            if expiry is not None and expiry < 0:
+                self._turn_late(progress)
+            else:
+                flight.expiry = expiry
+                self._send(flight)
+        return True
+
+    def _turn_late(self, progress: Progress) -> None:
+        """A click became too old while it waited its turn: it is recorded, but not over what came after it."""
+        progress.waiting.discard(Role.FEED)
+        if Role.EVENT not in progress.waiting:
+            return
+        stored = progress.stored
+        newer = [other for seq, other in self._window.items() if seq > stored.seq]
+        if any(other.stored.topic == stored.topic and other.stored.advances for other in newer):
+            progress.stored = replace(stored, advances=False)
+        progress.holds_last &= not any(other.stored.kind is stored.kind and other.holds_last for other in newer)
+        self._launch(progress)
+
+    def _time_left(self, stored: Stored) -> float | None:
+        """Seconds in which a click may still fire, less than 0 if it is too late; None: for ever."""
+        if stored.kind is not Kind.BUTTON or self._settings.max_age is None:
+            return None
+        return self._settings.max_age - self._clock.age(
+            timestamp=stored.timestamp, received=stored.received, uptime=stored.uptime
+        )
 
     def _launch(self, progress: Progress, *, again: bool = False) -> None:
         """Queue what an update still has to be acknowledged for; again on a new connection."""
         stored = progress.stored
         document = stored.document
-        expiry: float | None = None
-        if stored.kind is Kind.BUTTON and Role.EVENT in progress.waiting and self._settings.max_age is not None:
-            expiry = self._settings.max_age - self._clock.age(
-                timestamp=stored.timestamp, received=stored.received, uptime=stored.uptime
-            )
-            if expiry < 0:
+        expiry = self._time_left(stored)
+        if expiry is not None and expiry < 0:
+            progress.waiting.discard(Role.FEED)
+            if Role.EVENT in progress.waiting:
                 # Too old to fire: recorded (also where it stood already as one that would fire), and no event.
                 self._late.add(stored.seq)
                 progress.waiting = {Role.STATE} if stored.advances else set()
@@ -541,17 +644,43 @@ class Publisher:
             if again and role is Role.STATE and self._is_outdated(stored):
                 progress.waiting.discard(role)
                 continue
-            self._waiting.append(
-                Flight(
-                    self._full(topic),
-                    payload,
-                    retain,
-                    expiry=expiry if role is Role.EVENT else (lifetime if retain else None),
-                    event_id=stored.event_id,
-                    role=role,
-                    progress=progress,
-                )
+            flight = Flight(
+                self._full(topic),
+                payload,
+                retain,
+                expiry=expiry if role is Role.EVENT else (lifetime if retain else None),
+                event_id=stored.event_id,
+                role=role,
+                progress=progress,
             )
+            if role is Role.EVENT and stored.kind is Kind.BUTTON:
+                self._pace(flight, progress)
+            else:
+                self._waiting.append(flight)
+        self._feed(progress, again=again)
+
+    def _feed(self, progress: Progress, *, again: bool) -> None:
+        """Queue an event for Home Assistant's event entity."""
+        stored = progress.stored
+        if progress.feed is None or stored.late or stored.seq in self._late:
+            progress.waiting.discard(Role.FEED)
+            return
+        topic = self._full(FEEDS[stored.kind])
+        flight = Flight(topic, progress.feed, retain=False, event_id=stored.event_id)
+        if Role.FEED in progress.waiting:
+            flight.role, flight.progress = Role.FEED, progress
+        elif again or stored.kind is Kind.BUTTON or self._paced.waiting(topic) >= FEED_MOST:
+            return
+        self._pace(flight, progress)
+
+    def _pace(self, flight: Flight, progress: Progress) -> None:
+        """Queue an event behind those of its topic, and behind the discovery of its button."""
+        discovery, payload = self._discovery, progress.held_for
+        self._paced.add(
+            flight.topic,
+            flight,
+            lambda: discovery.ready_at(payload) if discovery is not None and payload is not None else -math.inf,
+        )
 
     def _is_outdated(self, stored: Stored) -> bool:
         """Whether a newer state of the same topic was acknowledged already: possible when this is sent again."""
@@ -630,7 +759,7 @@ class Publisher:
         flight = self._flights.get(ack.number)
         if flight is None:
             return
-        if ack.code in HOLDING_CODES:
+        if ack.code in HOLDING_CODES and not flight.discovers:
             # Not this message's fault: nothing is given up, everything waits until the broker allows it.
             raise ConnectionEndedError(self._permission_wanted(flight.topic, ack.code), refused=True)
         del self._flights[ack.number]
@@ -642,6 +771,8 @@ class Publisher:
             self._done(flight)
 
     def _done(self, flight: Flight) -> None:
+        if flight.discovers and self._discovery is not None:
+            self._discovery.done(flight.topic, flight.payload)
         if flight.clears is not None:
             self._cleared.append(flight.clears)
         if flight.progress is not None and flight.role is not None:
@@ -649,6 +780,9 @@ class Publisher:
 
     def _give_up(self, flight: Flight, why: str) -> None:
         """A publication becomes a dead letter, whole and with its reason; its update goes on without it."""
+        if flight.discovers and self._discovery is not None:
+            self._discovery.refused(flight.topic, why)
+            return
         log.error(
             "the broker does not take a publication; it is in the dead letters", why=why, bytes=len(flight.payload)
         )
@@ -741,7 +875,7 @@ class Publisher:
         while self._connection is not None and self._monotonic() < deadline:
             if self._greeting is not Greeting.READY:
                 break
-            if not self._flights and not self._waiting:
+            if not self._flights and not self._waiting and not self._paced:
                 if said_goodbye:
                     break
                 self._settle()
@@ -750,10 +884,10 @@ class Publisher:
                 self._send(Flight(self._full(topics.BRIDGE_STATE), b"offline", retain=True))
                 said_goodbye = True
             self.step()
-            if self._connection is not None and self._flights:
+            if self._connection is not None and (self._flights or self._paced):
                 poller = select.poll()
                 self._connection.poll(poller)
-                poller.poll(50)
+                poller.poll(50 if self._flights else 5)
         self._settle()
         if self._connection is not None:
             self._connection.close(politely=said_goodbye)

@@ -31,6 +31,8 @@ from bridge import __version__, logs, receiver, systemd
 from bridge.broker import BrokerMissingError, EmbeddedBroker, accepts, find_program, is_a_broker
 from bridge.clock import Clock
 from bridge.config import Address, ConfigError, Loaded, Settings, state_directory
+from bridge.discovery import Discovery
+from bridge.homeassistant import Plan
 from bridge.journal import JournalError, NotStoredError
 from bridge.journal.care import prepare
 from bridge.journal.sqlite import SqliteJournal
@@ -101,7 +103,13 @@ class _Bridge:
         self._bell_path = settings.journal_path.with_suffix(".bell")
         self._doorbell = Doorbell(self._bell_path)
         self._journal = SqliteJournal(settings.journal_path, durable=False)
-        self._publisher = Publisher(_publisher_settings(settings), self._journal, self._doorbell, Clock())
+        self._publisher = Publisher(
+            _publisher_settings(settings),
+            self._journal,
+            self._doorbell,
+            Clock(),
+            discovery=Discovery(plan(settings), self._journal),
+        )
         self._kept = SqliteJournal(settings.journal_path, durable=False)
         self._keeper = Keeper(
             settings.retain,
@@ -275,6 +283,20 @@ def _publisher_settings(settings: Settings) -> PublisherSettings:
     )
 
 
+def plan(settings: Settings) -> Plan:
+    """What Home Assistant is to be shown, from the settings."""
+    return Plan(
+        enabled=settings.homeassistant.discovery,
+        prefix=settings.homeassistant.prefix,
+        base_topic=settings.mqtt.base_topic,
+        version=__version__,
+        link=settings.homeassistant.link,
+        buttons=settings.homeassistant.buttons,
+        max_buttons=settings.homeassistant.max_buttons,
+        encode_dots=settings.mqtt.encode_dots,
+    )
+
+
 def _embedded_program(settings: Settings) -> Path | None:
     if not settings.mqtt.url.is_embedded:
         return None
@@ -313,6 +335,25 @@ def alone(journal: Path) -> Iterator[None]:
         raise JournalError(
             f"journal {journal}: its folder cannot be written; set journal.url to another place"
         ) from error
+
+
+@contextlib.contextmanager
+def broker_for(settings: Settings) -> Iterator[None]:
+    """Have the embedded broker run, where it is the one that is used, for a command that needs it."""
+    program = _embedded_program(settings)
+    if program is None:
+        yield
+        return
+    _check_broker_free(settings.mqtt.embedded.listen)
+    broker = EmbeddedBroker(settings.mqtt.embedded, state_directory() / "broker", program)
+    thread = threading.Thread(target=broker.run, name="broker", daemon=True)
+    thread.start()
+    try:
+        broker.await_start()
+        yield
+    finally:
+        broker.stop()
+        thread.join(PUBLISHER_PATIENCE)
 
 
 def _check_free(address: Address, setting: str) -> None:

@@ -12,7 +12,7 @@ Words:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from bridge.model import Kind
@@ -144,6 +144,76 @@ class Retained:
     kind: Kind
     late: bool
     document: str
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A button or business phone that callbacks have named.
+
+    Attributes:
+        kind: `button` or `phone`.
+        key: The payload, or the number.
+        name: For people; told apart from the others, and the same for good.
+        first, last: Places of the updates that named it first and last.
+        told: Whether the broker has acknowledged its discovery.
+    """
+
+    kind: str
+    key: str
+    name: str
+    first: int
+    last: int
+    told: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many statuses of each name were stored.
+
+    Attributes:
+        upto: The place up to which they were counted.
+        day: The day that `today` is about.
+        total, today: Counts by status, as it stands in a topic.
+        failed: The JSON of the last one that said `failed`, or None.
+    """
+
+    upto: int = 0
+    day: str = ""
+    total: dict[str, int] = field(default_factory=dict)
+    today: dict[str, int] = field(default_factory=dict)
+    failed: str | None = None
+
+    def counted(self, counts: dict[str, int], day: str, upto: int, failed: str | None) -> Tally:
+        """This one and what came since; names beyond the first thousand count as the empty one."""
+        total, today = dict(self.total), dict(self.today) if day == self.day else {}
+        for name, count in counts.items():
+            for numbers in (total, today):
+                key = name if name in numbers or len(numbers) < 1_000 else ""
+                numbers[key] = numbers.get(key, 0) + count
+        return Tally(upto, day, total, today, failed or self.failed)
+
+
+class Discoveries(Protocol):
+    """The part of the journal in which it stands what Home Assistant was told.
+
+    All methods may raise `NotStoredError` or, where reading fails, `JournalError`.
+    """
+
+    def learned(self) -> list[Learned]:
+        """Buttons and business phones that callbacks have named, those named first first."""
+        ...
+
+    def learn(self, learned: Sequence[Learned], forgotten: Sequence[Learned] = ()) -> None:
+        """Note what was learned, or named again; and forget some."""
+        ...
+
+    def discoveries(self) -> set[str]:
+        """Discovery topics that may stand on the broker."""
+        ...
+
+    def note_discoveries(self, *, put: Sequence[str] = (), taken: Sequence[str] = ()) -> None:
+        """Note discovery topics that are about to be put on the broker, and those that were taken away."""
+        ...
 
 
 class Journal(Protocol):

@@ -166,6 +166,12 @@ def _save(damaged: Path, path: Path) -> int:
             for row in _readable(source, "dead_letters", "id", 5):
                 with contextlib.suppress(apsw.ConstraintError, apsw.MismatchError):
                     target.execute("INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)", row)
+            for row in _all_readable(source, "SELECT kind, key, name, first, last, told FROM learned"):
+                target.execute("INSERT INTO learned VALUES (?, ?, ?, ?, ?, ?)", row)
+            for row in _all_readable(source, "SELECT topic FROM discoveries"):
+                target.execute("INSERT INTO discoveries VALUES (?)", row)
+            for row in _all_readable(source, "SELECT name, value FROM facts WHERE name = 'tally'"):
+                target.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", row)
             list(target.execute(journal.ADVANCE, (0, "")))
             target.execute(journal.LATEST_OF_ALL, (0, ""))
             newest = target.execute("SELECT coalesce(max(seq), 0) FROM updates").get
@@ -211,6 +217,13 @@ def _readable(db: apsw.Connection, table: str, key: str, columns: int) -> Iterat
                 return
             if newest is not None and after > newest:
                 return
+
+
+def _all_readable(db: apsw.Connection, query: str) -> list[tuple[object, ...]]:
+    """The rows of a small table, or none if one of them cannot be read."""
+    with contextlib.suppress(apsw.Error):
+        return [tuple(row) for row in db.execute(query)]
+    return []
 
 
 def backup(path: Path, copy: Path) -> int:

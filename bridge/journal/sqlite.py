@@ -28,11 +28,13 @@ from bridge.journal import (
     Callback,
     DeadLetter,
     JournalError,
+    Learned,
     NotStoredError,
     Outcome,
     Retained,
     Statistics,
     Stored,
+    Tally,
     Usage,
 )
 from bridge.model import Kind
@@ -98,6 +100,20 @@ MIGRATIONS = (
         seq      INTEGER,                           -- of the update, for a publication
         body     BLOB NOT NULL
     ) STRICT;
+
+    -- What Home Assistant was told by itself: buttons and business phones that callbacks named.
+    CREATE TABLE learned (
+        kind  TEXT NOT NULL,                        -- button, phone
+        key   TEXT NOT NULL,                        -- payload, number
+        name  TEXT NOT NULL,                        -- told apart from the others, and the same for good
+        first INTEGER NOT NULL,                     -- places: the callback that named it first,
+        last  INTEGER NOT NULL,                     -- and last
+        told  INTEGER NOT NULL DEFAULT 0,           -- the broker has acknowledged its discovery
+        PRIMARY KEY (kind, key)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Every discovery topic that was ever put on a broker and is not known to have been taken away.
+    CREATE TABLE discoveries (topic TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 
     CREATE TABLE facts (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
     INSERT INTO facts VALUES
@@ -430,6 +446,83 @@ class SqliteJournal:
             db.execute(f"UPDATE ledger SET state = 1 WHERE topic IN ({selection % settled})", bindings)  # noqa: S608
             return db.changes()
 
+    # --- what Home Assistant was told --------------------------------------------------------------------------
+
+    def learned(self) -> list[Learned]:
+        """Buttons and business phones that callbacks have named, those named first first."""
+        with self._reading() as db:
+            rows = db.execute("SELECT kind, key, name, first, last, told FROM learned ORDER BY first, kind, key")
+            return [Learned(kind, key, name, first, last, bool(told)) for kind, key, name, first, last, told in rows]
+
+    def learn(self, learned: Sequence[Learned], forgotten: Sequence[Learned] = ()) -> None:
+        """Note what was learned, or named again; and forget some."""
+        with self._storing() as db:
+            db.executemany(
+                "INSERT INTO learned (kind, key, name, first, last, told) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (kind, key) DO UPDATE SET last = excluded.last, told = excluded.told",
+                [(one.kind, one.key, one.name, one.first, one.last, int(one.told)) for one in learned],
+            )
+            db.executemany("DELETE FROM learned WHERE kind = ? AND key = ?", [(one.kind, one.key) for one in forgotten])
+
+    def discoveries(self) -> set[str]:
+        """Discovery topics that may stand on the broker."""
+        with self._reading() as db:
+            return {topic for (topic,) in db.execute("SELECT topic FROM discoveries")}
+
+    def note_discoveries(self, *, put: Sequence[str] = (), taken: Sequence[str] = ()) -> None:
+        """Note discovery topics that are about to be put on the broker, and those that were taken away."""
+        with self._storing() as db:
+            db.executemany("INSERT OR IGNORE INTO discoveries (topic) VALUES (?)", [(topic,) for topic in put])
+            db.executemany("DELETE FROM discoveries WHERE topic = ?", [(topic,) for topic in taken])
+
+    def tally(self, day: str) -> Tally:
+        """Statuses by name since the journal was made, and on this day.
+
+        Each is counted once, when it was stored; the numbers are kept when what they count is pruned.
+
+        Args:
+            day: Today, as the user's calendar has it.
+        """
+        with self._reading() as db:
+            kept = db.execute("SELECT value FROM facts WHERE name = 'tally'").get
+            before = _tally(kept)
+            newest = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
+            if newest <= before.upto and before.day == day:
+                return before
+            rows = db.execute(
+                "SELECT event_topic, count(*) FROM updates WHERE seq > ? AND seq <= ? AND kind = 'status' GROUP BY 1",
+                (before.upto, newest),
+            )
+            counts = {topic.removeprefix("event/status/"): count for topic, count in rows}
+            failed = db.execute(
+                "SELECT document FROM updates WHERE seq > ? AND seq <= ? AND event_topic = 'event/status/failed' "
+                "ORDER BY seq DESC LIMIT 1",
+                (before.upto, newest),
+            ).get
+        after = before.counted(counts, day, max(newest, before.upto), failed)
+        with self._storing() as db:
+            db.execute("INSERT OR REPLACE INTO facts VALUES ('tally', ?)", (orjson.dumps(after).decode(),))
+        return after
+
+    # --- what stands on the broker at all ------------------------------------------------------------------------
+
+    def standing(self) -> list[str]:
+        """Topics of the ledger that stand on the broker, as far as is known."""
+        with self._reading() as db:
+            return [
+                topic for (topic,) in db.execute("SELECT topic FROM ledger WHERE state IN (0, 1) ORDER BY seq, topic")
+            ]
+
+    def cleaned(self) -> None:
+        """Note that nothing of it stands on the broker any more; what is not settled will be put there again."""
+        with self._storing() as db:
+            settled = "(SELECT value FROM facts WHERE name = 'settled')"
+            db.execute(
+                f"UPDATE ledger SET state = 2, gone = {settled} WHERE state IN (0, 1) AND seq <= {settled}"  # noqa: S608
+            )
+            db.execute("DELETE FROM discoveries")
+            db.execute("UPDATE learned SET told = 0")
+
     # --- care --------------------------------------------------------------------------------------------------
 
     def prune(self, upto: int, limit: int) -> int:
@@ -656,6 +749,13 @@ def _stored(row: tuple[Any, ...]) -> Stored:
     return Stored(
         seq, event_id, Kind(kind), topic, event_topic, bool(advances), timestamp, received, up, bool(late), document
     )
+
+
+def _tally(kept: str | None) -> Tally:
+    if kept is None:
+        return Tally()
+    found = orjson.loads(kept)
+    return Tally(found["upto"], found["day"], found["total"], found["today"], found["failed"])
 
 
 def _words(error: apsw.Error) -> str:
