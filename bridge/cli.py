@@ -282,6 +282,56 @@ def restore(config: Path | None, file: Path) -> None:
 
 
 @main.command()
+@config_option
+@click.option("--yes", is_flag=True, help="Really do it; without, only say what would go.")
+@click.option("--list", "each", is_flag=True, help="Print every topic.")
+def clean(config: Path | None, yes: bool, each: bool) -> None:
+    """Take everything the bridge ever put on the broker off it; the bridge must not run.
+
+    Retained topics, what they say about the bridge, and everything Home Assistant was told. The journal stays.
+    """
+    with _explained():
+        from bridge import service
+        from bridge.clean import CleanError, find, remove, stands
+        from bridge.dead_letters import journal_of
+
+        settings = _load(config).settings
+        try:
+            with service.alone(settings.journal_path), service.broker_for(settings), contextlib.ExitStack() as stack:
+                known = settings.journal_path.exists()
+                journal = stack.enter_context(journal_of(settings)) if known else None
+                found = find(settings, service.plan(settings), journal)
+                if each:
+                    click.echo("".join(f"{topic}\n" for topic in found.all), nl=False)
+                click.echo(
+                    f"{len(found.updates)} messages and buttons, {len(found.bridge)} topics about the bridge, "
+                    f"{len(found.discovery)} discoveries of Home Assistant"
+                )
+                if not yes:
+                    click.echo("Nothing was removed; `clean --yes` removes them.")
+                    return
+                with click.progressbar(length=len(found.all), label="Removing") as bar:
+                    remove(settings, found, bar.update)
+                if journal is not None:
+                    journal.cleaned()
+                left = stands(settings, service.plan(settings))
+        except service.StartError as error:
+            click.echo(f"whatsapp2mqtt: {error}", err=True)
+            sys.exit(EXIT_SETTINGS)
+        except CleanError as error:
+            click.echo(f"whatsapp2mqtt: {error}", err=True)
+            sys.exit(EXIT_FAILED)
+        if left.all:
+            click.echo(
+                f"whatsapp2mqtt: {len(left.all)} topics still stand, e.g. {left.all[0]}; "
+                "is the bridge allowed to publish to them?",
+                err=True,
+            )
+            sys.exit(EXIT_FAILED)
+        click.echo(f"{len(found.all)} topics are gone.")
+
+
+@main.command()
 def version() -> None:
     """Print the versions of the bridge and of what it stands on."""
     from importlib.metadata import PackageNotFoundError
