@@ -12,7 +12,7 @@ Rules of Home Assistant that this follows, as its sources say from 2024.3 to 202
   - The topic of a device trigger is itself taken for a template, as are its `payload` and `value_template`: our levels
     have no brace, and the other two are not used.
   - An event entity wants JSON with `event_type`, one of its `event_types`; a retained message is no event to it.
-  - A state has no more than 255 characters.
+  - A state has no more than 255 characters; a timestamp sensor of 2024.3 has no word for none.
 """
 
 from __future__ import annotations
@@ -387,12 +387,6 @@ def _of_the_bridge(plan: Plan, buttons: Sequence[Button]) -> list[_Entity]:
                 "icon": "mdi:message-alert-outline",
             },
         ),
-        _timestamp(
-            "last_failure_at",
-            "Last failure at",
-            health,
-            "{{ value_json.last_failure.at if value_json.last_failure else none }}",
-        ),
         *(_count(health, status, span) for status in (*STATUSES, OTHER) for span in ("today", "total")),
         _diagnosis("backlog", "Waiting for the broker", health, "{{ value_json.backlog }}", "mdi:tray-full"),
         _diagnosis("dead_letters", "Dead letters", health, "{{ value_json.dead_letters }}", "mdi:email-off-outline"),
@@ -489,5 +483,5 @@ _CLICKED = (
 )
 _FAILURE = (
     "{% set last = value_json.last_failure %}"
-    "{{ ((last.title or last.code or 'failed') | string)[:255] if last else none }}"
+    "{{ ((last.title or last.code or 'failed') | string)[:255] if last else 'none' }}"
 )

@@ -222,7 +222,7 @@ def test_the_button_unused_longest_makes_room_and_its_trigger_is_taken_away(
                 name.encode() in seen.payload for seen in recorder.of("whatsapp/bridge/event/button")
             ),
             "click",
-        )  # type: ignore[misc]  # noqa: E501
+        )  # type: ignore[misc]
     wait_until(lambda: set(recorder.triggers()) == {"declared", "one", "three"}, f"two has gone: {recorder.triggers()}")
     wait_until(
         lambda: recorder.discovery("event", "button")["event_types"] == ["declared", "one", "three"], "two has gone"
