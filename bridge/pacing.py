@@ -17,11 +17,13 @@ class Pacer(Generic[T]):
     """Queues by topic.
 
     Args:
-        gap: Seconds between two messages of a topic.
+        least: Seconds between two messages of a topic, however many wait.
+        most: Seconds between them where few wait; more, and they come closer, so that what waits takes a second.
     """
 
-    def __init__(self, gap: float) -> None:
-        self._gap = gap
+    def __init__(self, least: float, most: float) -> None:
+        self._least = least
+        self._most = most
         self._queues: dict[str, deque[tuple[T, Callable[[], float]]]] = {}
         self._sent: dict[str, float] = {}
 
@@ -46,7 +48,7 @@ class Pacer(Generic[T]):
                 return item
         if not self._queues:
             # A gap that has passed need not be remembered.
-            self._sent = {topic: at for topic, at in self._sent.items() if at + self._gap > now}
+            self._sent = {topic: at for topic, at in self._sent.items() if at + self._most > now}
         return None
 
     def due(self) -> float:
@@ -64,4 +66,5 @@ class Pacer(Generic[T]):
         return sum(len(queue) for queue in self._queues.values())
 
     def _due(self, topic: str, queue: deque[tuple[T, Callable[[], float]]]) -> float:
-        return max(queue[0][1](), self._sent.get(topic, -math.inf) + self._gap)
+        gap = max(self._least, min(self._most, 1.0 / len(queue)))
+        return max(queue[0][1](), self._sent.get(topic, -math.inf) + gap)

@@ -63,8 +63,9 @@ STOP_PATIENCE = 3.0
 #: A turn of the publisher's loop takes no longer than this many seconds, a connection that hangs included.
 ALIVE = 30.0
 #: Seconds between two clicks on a topic, and two events on a topic for Home Assistant's event entities: older ones
-#: stamp an event to the millisecond, and drop the second in it.
-EVENT_GAP = 0.005
+#: stamp an event to the millisecond, and drop the second in it. The least is for bursts; where few wait there is more,
+#: as a Home Assistant that is busy with the first takes the next ones together.
+EVENT_GAP, EVENT_GAP_AT_REST = 0.005, 0.05
 #: So many statuses may wait for Home Assistant's event entity, which takes no more than 200 a second; when there are
 #: more, it sees the failed ones only. All of them stand on their own topics at full speed.
 FEED_MOST = 1_000
@@ -189,7 +190,7 @@ class Publisher:
         self._greeting = Greeting.CONNECTING
         self._flights: dict[int, Flight] = {}
         self._waiting: deque[Flight] = deque()
-        self._paced: Pacer[Flight] = Pacer(EVENT_GAP)
+        self._paced: Pacer[Flight] = Pacer(EVENT_GAP, EVENT_GAP_AT_REST)
         self._reports: deque[bytes] = deque(maxlen=1)  # the health report that waits to be sent
         self._report = b""  # the newest one
         self._cleared: list[str] = []  # acknowledged, and not yet noted

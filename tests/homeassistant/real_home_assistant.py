@@ -254,7 +254,9 @@ def test_two_clicks_at_the_same_moment_are_two_events(house: House) -> None:
     before = len(house.fired("entity"))
     body = click("open_gate", "together-0")
     body["messages"] = [{**body["messages"][0], "id": f"together-{number}"} for number in range(10)]
+    device = len(house.fired("device"))
     assert house.bridge.post(body) == 200
+    wait_until(lambda: len(house.fired("device")) == device + 10, "ten triggers")
     wait_until(lambda: len(house.fired("entity")) == before + 10, "ten events")
 
 
