@@ -299,7 +299,8 @@ def _attributes(*keys: str) -> str:
     """A template that gives these keys of the JSON, where they are there, as attributes."""
     listed = ", ".join(f"'{key}'" for key in keys)
     return (
-        f"{{% set found = namespace(keys={{}}) %}}{{% for key in [{listed}] if key in value_json %}}"
+        "{% set found = namespace(keys={}) %}{% set value_json = value_json | default({}) %}"
+        f"{{% for key in [{listed}] if key in value_json %}}"
         "{% set found.keys = dict(found.keys, **{key: value_json[key]}) %}{% endfor %}{{ found.keys | to_json }}"
     )
 
@@ -355,26 +356,26 @@ def _of_the_bridge(plan: Plan, buttons: Sequence[Button]) -> list[_Entity]:
             "Last message status",
             {
                 "state_topic": last_status,
-                "value_template": "{{ value_json.status[:255] }}",
+                "value_template": "{{ (value_json.status if value_json is defined else 'none')[:255] }}",
                 "json_attributes_topic": last_status,
                 "json_attributes_template": _STATUS_ATTRIBUTES,
                 "icon": "mdi:message-check-outline",
             },
         ),
-        _timestamp("last_status_at", "Last message status at", last_status, "{{ value_json.received_at }}"),
+        _timestamp("last_status_at", "Last message status at", last_status, _RECEIVED_AT),
         _Entity(
             "sensor",
             "last_button",
             "Last button",
             {
                 "state_topic": last_button,
-                "value_template": "{{ value_json.payload[:255] }}",
+                "value_template": "{{ (value_json.payload if value_json is defined else 'none')[:255] }}",
                 "json_attributes_topic": last_button,
                 "json_attributes_template": _CLICK_ATTRIBUTES,
                 "icon": "mdi:gesture-tap-button",
             },
         ),
-        _timestamp("last_button_at", "Last button at", last_button, "{{ value_json.received_at }}"),
+        _timestamp("last_button_at", "Last button at", last_button, _RECEIVED_AT),
         _Entity(
             "sensor",
             "last_failure",
@@ -474,6 +475,8 @@ def _count(topic: str, status: str, span: str) -> _Entity:
     return _Entity("sensor", f"messages_{status}_{span}", f"Messages {status} {span}", rest)
 
 
+#: A topic that was taken away brings no JSON.
+_RECEIVED_AT = "{{ value_json.received_at if value_json is defined else '' }}"
 #: Templates in one piece: no text of others is ever put into one.
 _STATUS_ATTRIBUTES = _attributes(*FEED_KEYS[Kind.STATUS], "event_id")
 _CLICK_ATTRIBUTES = _attributes(*FEED_KEYS[Kind.BUTTON], "event_id", "late")

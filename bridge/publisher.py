@@ -64,7 +64,7 @@ STOP_PATIENCE = 3.0
 ALIVE = 30.0
 #: Seconds between two clicks on a topic, and two events on a topic for Home Assistant's event entities: older ones
 #: stamp an event to the millisecond, and drop the second in it. The least is for bursts; where few wait there is more,
-#: as a Home Assistant that is busy with the first takes the next ones together.
+#: as a broker or Home Assistant that is busy with the first hands on the next ones together.
 EVENT_GAP, EVENT_GAP_AT_REST = 0.005, 0.05
 #: So many statuses may wait for Home Assistant's event entity, which takes no more than 200 a second; when there are
 #: more, it sees the failed ones only. All of them stand on their own topics at full speed.
