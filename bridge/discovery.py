@@ -62,7 +62,7 @@ class Discovery:
         self._wanted: dict[str, bytes] = {}
         self._queue: dict[str, bytes] = {}  # to be sent; empty: to be taken away
         self._connected = False
-        # The first discovery of a connection goes alone, as mosquitto hangs up at some 20 that are not allowed: None
+        # The first discovery of a connection goes alone, as mosquitto 2.0 hangs up at some that are not allowed: None
         # before it, its topic while it is under way, empty once it was acknowledged.
         self._first: str | None = None
         self._barred_until = -math.inf

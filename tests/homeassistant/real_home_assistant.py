@@ -183,7 +183,7 @@ def test_every_entity_appears_under_one_device_with_a_name_of_its_own(house: Hou
     assert all(name.startswith("WhatsApp ") and not name.startswith("WhatsApp WhatsApp") for name in names)
     ids = {one["entity"] for one in entities}
     assert {"event.whatsapp_button", "event.whatsapp_message_status", "sensor.whatsapp_last_button"} <= ids
-    assert house.entity("binary_sensor.whatsapp_connectivity")["state"] == "on"
+    wait_until(lambda: house.entity("binary_sensor.whatsapp_connectivity")["state"] == "on", "its state comes after it")
     assert house.home.complaints() == []
 
 
