@@ -344,6 +344,7 @@ def broker_for(settings: Settings) -> Iterator[None]:
     if program is None:
         yield
         return
+    logs.configure("warning", settings.log.format)
     _check_broker_free(settings.mqtt.embedded.listen)
     broker = EmbeddedBroker(settings.mqtt.embedded, state_directory() / "broker", program)
     thread = threading.Thread(target=broker.run, name="broker", daemon=True)
