@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -63,7 +64,9 @@ def load(settings: ReceiverSettings, parent: int) -> Bottle:
         settings: What to do.
         parent: Process id of the supervisor; the worker ends when that one does.
     """
-    end_with_parent(parent)
+    # Not SIGTERM: granian's worker was seen to miss one that came while it started. What was answered is on disk, and
+    # what was not is sent again.
+    end_with_parent(parent, signal.SIGKILL)
     logs.configure(settings.log.level, settings.log.format)
     finger = Finger(settings.doorbell)
     journal = SqliteJournal(settings.journal, never_retained=settings.never_retained, max_size=settings.max_size)

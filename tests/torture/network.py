@@ -33,7 +33,9 @@ def run(folder: Path, *, seed: int, count: int, say: Callable[[str], None] = pri
                 seconds = _suffer(fault, proxy)
                 noticed[fault] = max(noticed.get(fault, 0.0), seconds)
                 say(f"{fault}: a new connection after {seconds:.1f} s")
-                assert seconds <= 2 * KEEPALIVE + 1, f"{fault} is noticed within twice the keep-alive, not {seconds:.1f} s"
+                assert seconds <= 2 * KEEPALIVE + 1, (
+                    f"{fault} is noticed within twice the keep-alive, not {seconds:.1f} s"
+                )
             load.__exit__()
             wanted = set(load.accepted)
             wait_until(lambda: wanted <= witness.seen, f"everything drains\n{bridge.tail()}")
