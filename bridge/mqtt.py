@@ -48,15 +48,23 @@ class ConnectionEndedError(Exception):
         refused: The broker answered and said no; trying again soon is of no use.
         other_version: It may work with the other protocol version.
         wrong_version: The broker said that it does not speak this one.
+        hung_up: The broker ended a connection that it had accepted: what was in flight may be why.
     """
 
     def __init__(
-        self, why: str, *, refused: bool = False, other_version: bool = False, wrong_version: bool = False
+        self,
+        why: str,
+        *,
+        refused: bool = False,
+        other_version: bool = False,
+        wrong_version: bool = False,
+        hung_up: bool = False,
     ) -> None:
         super().__init__(why)
         self.refused = refused
         self.other_version = other_version or wrong_version
         self.wrong_version = wrong_version
+        self.hung_up = hung_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +310,10 @@ class Connection:
 
     def _closed(self, why: str = "") -> ConnectionEndedError:
         if self.connected:
-            return ConnectionEndedError(f"{self._url} ended the connection ({why.lower() or 'closed'})")
+            silent = why == "Keep alive timeout"
+            return ConnectionEndedError(
+                f"{self._url} ended the connection ({why.lower() or 'closed'})", hung_up=not silent
+            )
         # Some brokers cut the line at a CONNECT of a version they do not know.
         return ConnectionEndedError(f"{self._url} closed the connection before it answered", other_version=True)
 

@@ -179,7 +179,9 @@ class Publisher:
         self._failures = 0
         self._protocol = 0  # index in settings.protocols
         self._proven: int | None = None  # the one that worked last
-        self._said: str | None = None  # the trouble that was logged last
+        self._trouble: str | None = None  # why nothing flows
+        self._told: set[str] = set()  # what was logged since something flowed
+        self._held = False  # by a broker that does not allow what we publish
 
         # Updates between what is settled and what was fetched, in order.
         self._window: dict[int, Progress] = {}
@@ -245,7 +247,7 @@ class Publisher:
     @property
     def trouble(self) -> str | None:
         """Why updates do not flow, in words, or None."""
-        return None if self.connected else self._said
+        return None if self.connected and not self._held else self._trouble
 
     def is_alive(self) -> bool:
         """Whether its thread took a turn lately: a publisher that hangs must not look well."""
@@ -337,7 +339,7 @@ class Publisher:
         self._connection = None
         was_ready = self._greeting is Greeting.READY
         in_flight = len(self._flights)
-        if was_ready and in_flight and not error.refused:
+        if was_ready and in_flight and error.hung_up:
             self._suspect()
         self._flights.clear()
         self._waiting.clear()
@@ -356,9 +358,11 @@ class Publisher:
         pause = RETRY_REFUSED if error.refused else min(RETRY_MOST, RETRY_FIRST * 2**self._failures)
         self._failures = min(self._failures + 1, 10)
         self._retry_at = self._monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  (spreads, protects nothing)
-        if self._said != str(error):
-            log.warning("the broker is away; everything is kept until it is back", why=str(error))
-            self._said = str(error)
+        self._held |= was_ready and error.refused
+        self._trouble = str(error)
+        if self._trouble not in self._told:
+            log.warning("nothing reaches the broker; everything is kept until it does", why=self._trouble)
+            self._told.add(self._trouble)
 
     def _suspect(self) -> None:
         """Something in flight may be what the broker hung up at: send alone what was."""
@@ -441,12 +445,17 @@ class Publisher:
         self._ready_at = self._monotonic()
         self._proven = self._protocol
         self._failures = 0
-        self._said = None
-        log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)
+        if not self._held:
+            self._flows()
         for progress in self._window.values():
             self._launch(progress, again=True)
         self._restore_upto = self._fetched
         self._restored = 0
+
+    def _flows(self) -> None:
+        self._held, self._trouble = False, None
+        self._told.clear()
+        log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)
 
     def _find_checkpoint(self) -> bool:
         """Decide what has to be restored; a checkpoint that is not there has a moment to turn up.
@@ -640,6 +649,8 @@ class Publisher:
             self._give_up(flight, f"the broker refused it with reason code 0x{ack.code:02X}")
         else:
             self._done(flight)
+            if self._held and flight.progress is not None:
+                self._flows()
 
     def _done(self, flight: Flight) -> None:
         if flight.clears is not None:
