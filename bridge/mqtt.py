@@ -16,11 +16,10 @@ import select
 import ssl
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -261,7 +260,9 @@ class Connection:
             payload,
             qos=1,
             retain=retain and self.limits.retains,
-            properties=_properties(expiry, properties, payload) if self.protocol == "5" else None,
+            properties=cast("Properties", _Packed(publish_properties(expiry, properties, payload)))
+            if self.protocol == "5"
+            else None,
         )
         return info.mid
 
@@ -335,16 +336,43 @@ def _tls_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def _properties(expiry: float | None, user: tuple[tuple[str, str], ...], payload: bytes) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+class _Packed:
+    """Properties of a PUBLISH as their bytes: all that paho asks of them, and a tenth of what its own class costs."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+
+    def pack(self) -> bytes:
+        return self._packed
+
+
+def publish_properties(expiry: float | None, user: tuple[tuple[str, str], ...], payload: bytes) -> bytes:
+    """The properties of a PUBLISH (MQTT 5.0, section 3.3.2.3), their length included.
+
+    Args:
+        expiry: Message Expiry Interval in seconds, or None.
+        user: User Properties.
+        payload: What they belong to; an empty one has no format, type or end.
+    """
+    packed = bytearray()
     if payload:
-        properties.ContentType = "application/json" if payload[:1] == b"{" else "text/plain"
-        properties.PayloadFormatIndicator = 1
-    if expiry is not None and payload:
-        properties.MessageExpiryInterval = max(1, min(round(expiry), 0xFFFFFFFF))
-    if user:
-        properties.UserProperty = list(user)
-    return properties
+        packed += b"\x01\x01"  # Payload Format Indicator: UTF-8
+        packed += b"\x03" + _string("application/json" if payload[:1] == b"{" else "text/plain")
+        if expiry is not None:
+            packed += b"\x02" + max(1, min(round(expiry), 0xFFFFFFFF)).to_bytes(4, "big")
+    for name, value in user:
+        packed += b"\x26" + _string(name) + _string(value)
+    length, size = bytearray(), len(packed)
+    while True:  # a Variable Byte Integer (section 1.5.5)
+        byte, size = size & 0x7F, size >> 7
+        length.append(byte | 0x80 if size else byte)
+        if not size:
+            return bytes(length + packed)
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode()
+    return len(encoded).to_bytes(2, "big") + encoded
 
 
 __all__ = [

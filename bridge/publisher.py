@@ -30,7 +30,7 @@ import structlog
 from bridge import topics
 from bridge.clock import Clock
 from bridge.config import BrokerUrl, Tls
-from bridge.journal import BrokenStorageError, DeadLetter, Journal, NotStoredError, Retained, Stored
+from bridge.journal import BrokenStorageError, BusyError, DeadLetter, Journal, NotStoredError, Retained, Stored
 from bridge.model import Kind, iso_utc
 from bridge.mqtt import HOLDING_CODES, Ack, Connection, ConnectionEndedError
 from bridge.wakeup import Doorbell
@@ -44,6 +44,8 @@ FETCH = 250
 #: Seconds between two notes of what is settled, and between two checkpoints on the broker, under load.
 SETTLE_EVERY = 0.1
 CHECKPOINT_EVERY = 1.0
+#: Seconds after which a note of what is settled waits for its turn to write.
+SETTLE_OVERDUE = 1.0
 #: Seconds between two tries to reach a broker, doubled from the first to the second; and when it said no.
 RETRY_FIRST, RETRY_MOST, RETRY_REFUSED = 0.25, 5.0, 10.0
 #: How often the broker must hang up at a publication that is alone in flight before it becomes a dead letter.
@@ -717,20 +719,25 @@ class Publisher:
     def _note(self, now: float) -> bool:
         """Write to the journal what is settled; whether it took it."""
         late = sorted(seq for seq in self._late if seq <= self._settled)
-        self._noted_at = now
         try:
-            self._journal.settle(self._settled, late=late, dead=self._dead)
+            # Waiting for a receiver that is writing would hold up what is to be published; not for ever, though.
+            overdue = now - self._noted_at > SETTLE_OVERDUE
+            self._journal.settle(self._settled, late=late, dead=self._dead, wait=overdue)
             if self._cleared:
                 self._journal.cleared(self._cleared)
                 self._cleared = []
         except BrokenStorageError:
             raise
+        except BusyError:
+            return False
         except NotStoredError as error:
+            self._noted_at = now
             # Publishing goes on; what is not noted would only be published again after a restart.
             if self._unnoted != str(error):
                 log.warning("what was published could not be noted; it is tried again", why=str(error))
                 self._unnoted = str(error)
             return False
+        self._noted_at = now
         self._unnoted = ""
         self._late.difference_update(late)
         self._dead = []

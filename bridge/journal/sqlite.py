@@ -25,6 +25,7 @@ from bridge.clock import Clock, uptime
 from bridge.journal import (
     BrokenStorageError,
     Buried,
+    BusyError,
     Callback,
     DeadLetter,
     JournalError,
@@ -47,6 +48,9 @@ WAL_LIMIT = 16 * 2**20
 
 #: Bytes on the disk that receivers leave alone: what settling and pruning need while the disk is full.
 RESERVE = 2 * 2**20
+
+#: Pages in the write-ahead log after which whoever writes brings it into the file.
+WAL_PAGES = 1_000
 
 #: How long a writer waits for another one, in milliseconds.
 BUSY_TIMEOUT = 5_000
@@ -187,6 +191,7 @@ class SqliteJournal:
         self._never_retained = " ".join(sorted(never_retained))
         self._max_size = max_size
         self._db: apsw.Connection | None = None
+        self._wal_pages = 0
 
     # --- opening ---------------------------------------------------------------------------------------------
 
@@ -248,6 +253,8 @@ class SqliteJournal:
         db.pragma("journal_mode", "wal")
         db.pragma("synchronous", "full" if self._durable else "normal")
         db.pragma("journal_size_limit", WAL_LIMIT)
+        # In place of SQLite's own checkpoints, which keep silent about an fsync that failed.
+        db.set_wal_hook(self._note_wal)
         if self._max_size is not None:
             db.pragma("max_page_count", max(1, self._max_size // db.pragma("page_size")))
         return db
@@ -321,9 +328,11 @@ class SqliteJournal:
         """Everything up to this place was acknowledged by the broker or became a dead letter."""
         return int(self._fact("settled"))
 
-    def settle(self, upto: int, *, late: Sequence[int] = (), dead: Sequence[DeadLetter] = ()) -> None:
+    def settle(
+        self, upto: int, *, late: Sequence[int] = (), dead: Sequence[DeadLetter] = (), wait: bool = True
+    ) -> None:
         """Note that everything up to this place is done with."""
-        with self._storing() as db:
+        with self._storing(wait=wait) as db:
             db.execute("UPDATE facts SET value = ? WHERE name = 'settled' AND value < ?1", (upto,))
             if late:
                 db.execute(
@@ -472,8 +481,8 @@ class SqliteJournal:
 
     def checkpoint(self) -> None:
         """Bring the write-ahead log into the file and cut it back, as far as no other connection is in the way."""
-        with contextlib.suppress(apsw.BusyError, apsw.LockedError), self._reading() as db:
-            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        with self._reading() as db:
+            self._bring_in(db, apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     def statistics(self, now: float) -> Statistics:
         """Counts for the health report.
@@ -561,17 +570,27 @@ class SqliteJournal:
             return db.execute("SELECT value FROM facts WHERE name = ?", (name,)).get
 
     @contextlib.contextmanager
-    def _storing(self) -> Iterator[apsw.Connection]:
+    def _storing(self, *, wait: bool = True) -> Iterator[apsw.Connection]:
         """One transaction; whatever SQLite says becomes an error of ours, and nothing is stored."""
         db = self._opened()
+        if not wait:
+            db.set_busy_timeout(0)
         try:
             with _immediately(db):
                 yield db
+        except apsw.BusyError as error:
+            raise BusyError(_words(error)) from error
+            if self._wal_pages >= WAL_PAGES:
+                # If the storage fails here, all is stored, and told as if it were not: it comes again, a duplicate.
+                self._bring_in(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
         except (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError) as error:
             self._note_damage(error)
             raise BrokenStorageError(_words(error)) from error
         except apsw.Error as error:
             raise NotStoredError(_words(error)) from error
+        finally:
+            if not wait:
+                db.set_busy_timeout(BUSY_TIMEOUT)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:
@@ -580,6 +599,15 @@ class SqliteJournal:
         except apsw.Error as error:
             self._note_damage(error)
             raise JournalError(f"journal {self._path}: {_words(error)}") from error
+
+    def _bring_in(self, db: apsw.Connection, mode: int) -> None:
+        """Bring the write-ahead log into the file as far as possible; it keeps what others or a full disk hold up."""
+        with contextlib.suppress(apsw.BusyError, apsw.LockedError, apsw.FullError):
+            db.wal_checkpoint(mode=mode)
+
+    def _note_wal(self, _: apsw.Connection, __: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
 
     def _note_damage(self, error: apsw.Error) -> None:
         """Leave word for the next start: look closely."""
