@@ -170,6 +170,13 @@ class Bridge:
         finally:
             connection.close()
 
+    def backlog(self) -> int:
+        """Updates that wait to be settled, from the journal itself."""
+        from bridge.journal.sqlite import SqliteJournal
+
+        with SqliteJournal(self.state / "journal.db", durable=False) as journal:
+            return journal.backlog()
+
     def tail(self, lines: int = 15) -> str:
         """The end of its log, for an assertion's message."""
         with contextlib.suppress(OSError):
