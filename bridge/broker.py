@@ -128,10 +128,11 @@ class EmbeddedBroker:
             )
         lines: deque[str] = deque(maxlen=5)
         assert self._process.stderr is not None  # noqa: S101  (asked for above)
-        for raw in self._process.stderr:
-            line = raw.decode("utf-8", "replace").rstrip()
-            lines.append(line)
-            log.debug("embedded broker", line=line)
+        with self._process.stderr as said:
+            for raw in said:
+                line = raw.decode("utf-8", "replace").rstrip()
+                lines.append(line)
+                log.debug("embedded broker", line=line)
         self._process.wait()
         return list(lines)
 

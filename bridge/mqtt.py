@@ -182,7 +182,8 @@ class Connection:
                 f"the broker's certificate is not trusted: {error.verify_message}; set mqtt.tls.ca to the CA's file",
                 refused=True,
             ) from error
-        except (OSError, ValueError, paho.WebsocketConnectionError) as error:
+        # IndexError: paho's reading of a websocket's answer, at a header without a space behind its colon.
+        except (OSError, ValueError, IndexError, paho.WebsocketConnectionError) as error:
             self.close()
             words = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ConnectionEndedError(f"no connection to {url}: {words}") from error
@@ -211,10 +212,10 @@ class Connection:
         """Read what came and send what waits, without blocking; look after the keep-alive.
 
         Raises:
-            ConnectionEndedError: The connection is over.
+            ConnectionEndedError: The connection is over; what came before its end is in `acks` and `messages`.
         """
         client = self._client
-        # Reading comes first: a write that fails closes the connection, with acknowledgements still unread.
+        # Reading comes first: a write that finds the line cut closes the socket, and with it what was not read yet.
         while self._ended is None:
             before = len(self.acks) + len(self.messages)
             client.loop_read()
@@ -292,7 +293,8 @@ class Connection:
         self.acks.append(Ack(number, reason.value))
 
     def _on_message(self, _: Any, __: Any, message: paho.MQTTMessage) -> None:
-        self.messages.append(Message(message.topic, bytes(message.payload), message.retain))
+        with contextlib.suppress(UnicodeDecodeError):  # a topic that is none, of a broker that checks nothing
+            self.messages.append(Message(message.topic, bytes(message.payload), message.retain))
 
     def _on_subscribe(self, _: Any, __: Any, number: int, ___: Any, ____: Any) -> None:
         self.subscribed.append(number)
@@ -315,8 +317,11 @@ class Connection:
             return ConnectionEndedError(
                 f"{self._url} ended the connection ({why.lower() or 'closed'})", hung_up=not silent
             )
+        hint = ""
+        if self._url.is_encrypted and self._tls.certificate is None:
+            hint = "; if it wants a client's certificate, set mqtt.tls.certificate and mqtt.tls.key"
         # Some brokers cut the line at a CONNECT of a version they do not know.
-        return ConnectionEndedError(f"{self._url} closed the connection before it answered", other_version=True)
+        return ConnectionEndedError(f"{self._url} closed the connection before it answered{hint}", other_version=True)
 
 
 def _nothing(*_: Any) -> None:
