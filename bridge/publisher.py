@@ -113,6 +113,13 @@ class Flight:
     role: Role | None = None
     progress: Progress | None = None
     clears: str | None = None  # the topic of the ledger that this takes off the broker
+    restores: bool = False  # what the broker may have forgotten
+    sent_at: float = 0.0  # on the monotonic clock
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is about the bridge itself: nothing from outside is in it."""
+        return self.progress is None and not self.restores and self.clears is None
 
 
 @dataclass(slots=True, eq=False)
@@ -212,8 +219,10 @@ class Publisher:
         self._checkpointed_at = 0.0
         self._restore: tuple[int, str] | None = None  # the ledger is being restored, up to here so far
         self._untaken: set[str] = set()  # topics that were given up: not restored either
+        self._restoring = 0  # topics that were sent again and are not acknowledged
         self._restore_upto = 0
         self._restored = 0
+        self._broken_off = False  # the bridge stops in the middle of it
 
     # --- the thread ------------------------------------------------------------------------------------------
 
@@ -285,7 +294,7 @@ class Publisher:
             patience = max(0.0, min(POLL, self._retry_at - self._monotonic()))
         else:
             self._connection.poll(poller)
-            if self._greeting is not Greeting.READY or self._settled > self._noted or self._cleared:
+            if self._greeting is not Greeting.READY or self._listening or self._settled > self._noted or self._cleared:
                 patience = SETTLE_EVERY
         poller.poll(patience * 1000)
         self._doorbell.silence()
@@ -320,13 +329,16 @@ class Publisher:
         except ConnectionEndedError as error:
             ended = error  # what was acknowledged before the end counts, or it would be sent again
         acks, connection.acks = connection.acks, []
+        denial: ConnectionEndedError | None = None
         for ack in acks:
-            self._acknowledge(ack)
+            found = self._acknowledge(ack)
+            denial = denial or found
         for message in connection.messages:
             self._hear(message.topic, message.payload)
         connection.messages.clear()
-        if ended is not None:
-            raise ended
+        if denial is not None or ended is not None:
+            # Only now, with every other acknowledgement noted: what was taken must not be sent again.
+            raise denial or ended  # type: ignore[misc]  # one of them is an error
         now = self._monotonic()
         if acks or not self._flights:
             self._last_ack = now
@@ -345,7 +357,7 @@ class Publisher:
             self._suspect()
         self._flights.clear()
         self._waiting.clear()
-        self._restore = None
+        self._restore, self._restoring = None, 0
         # A broker that cuts the line at a CONNECT may not know the version, or may just be going down: where this
         # version has worked before, it is the latter.
         may_change = error.wrong_version or (error.other_version and self._proven != self._protocol)
@@ -368,7 +380,7 @@ class Publisher:
 
     def _suspect(self) -> None:
         """Something in flight may be what the broker hung up at: send alone what was."""
-        suspects = list(self._flights.values())
+        suspects = [flight for flight in self._flights.values() if not flight.is_own]
         self._cautious = max(self._cautious, len(suspects))
         if len(suspects) != 1:
             return
@@ -449,8 +461,16 @@ class Publisher:
         self._failures = 0
         if not self._held:
             self._flows()
-        for progress in self._window.values():
-            self._launch(progress, again=True)
+        newest = {progress.stored.topic: seq for seq, progress in self._window.items() if progress.stored.advances}
+        latest = {progress.stored.kind: seq for seq, progress in self._window.items() if progress.holds_last}
+        for seq, progress in self._window.items():
+            # The broker may have a newer one already, though it did not say so: an older one is not sent over it.
+            if seq < newest.get(progress.stored.topic, 0):
+                progress.waiting.discard(Role.STATE)
+            if seq < latest.get(progress.stored.kind, 0):
+                progress.waiting.discard(Role.LAST)
+            self._launch(progress)
+        self._checkpointed = -1  # on this broker
         self._restore_upto = self._fetched
         self._restored = 0
 
@@ -471,6 +491,8 @@ class Publisher:
             return False
         self._listening = False
         self._restore = (self._checkpoint or 0, LAST_TOPIC)
+        if self._checkpoint is not None:
+            self._checkpointed = self._checkpoint
         if self._report and not self._reports:
             self._reports.append(self._report)
         try:
@@ -490,7 +512,7 @@ class Publisher:
         did = self._listening and self._find_checkpoint()
         while len(self._flights) < self._room():
             if self._waiting:
-                self._send(self._waiting.popleft())
+                self._send_in_time(self._waiting.popleft())
             elif not self._stopping.is_set() and not self._exhausted and self._fetch():
                 pass
             elif self._reports:
@@ -523,21 +545,12 @@ class Publisher:
         self._fetched = updates[-1].seq
         return True
 
-    def _launch(self, progress: Progress, *, again: bool = False) -> None:
-        """Queue what an update still has to be acknowledged for; again on a new connection."""
+    def _launch(self, progress: Progress) -> None:
+        """Queue what an update still has to be acknowledged for."""
         stored = progress.stored
         document = stored.document
-        expiry: float | None = None
-        if stored.kind is Kind.BUTTON and Role.EVENT in progress.waiting and self._settings.max_age is not None:
-            expiry = self._settings.max_age - self._clock.age(
-                timestamp=stored.timestamp, received=stored.received, uptime=stored.uptime
-            )
-            if expiry < 0:
-                # Too old to fire: recorded (also where it stood already as one that would fire), and no event.
-                self._late.add(stored.seq)
-                progress.waiting = {Role.STATE} if stored.advances else set()
-                if progress.holds_last:
-                    progress.waiting.add(Role.LAST)
+        if Role.EVENT in progress.waiting and self._is_late(stored):
+            self._record_late(progress)
         if stored.late or stored.seq in self._late:
             document = topics.marked_late(document)
         payload = document.encode()
@@ -549,28 +562,51 @@ class Publisher:
         ):
             if role not in progress.waiting:
                 continue
-            if again and role is Role.STATE and self._is_outdated(stored):
-                progress.waiting.discard(role)
-                continue
             self._waiting.append(
                 Flight(
                     self._full(topic),
                     payload,
                     retain,
-                    expiry=expiry if role is Role.EVENT else (lifetime if retain else None),
+                    expiry=lifetime if retain else None,
                     event_id=stored.event_id,
                     role=role,
                     progress=progress,
                 )
             )
 
-    def _is_outdated(self, stored: Stored) -> bool:
-        """Whether a newer state of the same topic was acknowledged already: possible when this is sent again."""
-        return any(
-            other.stored.topic == stored.topic and other.stored.advances and Role.STATE not in other.waiting
-            for seq, other in self._window.items()
-            if seq > stored.seq
+    def _remaining(self, stored: Stored) -> float | None:
+        """Seconds in which a click may still fire; None for what is never too old."""
+        if stored.kind is not Kind.BUTTON or self._settings.max_age is None:
+            return None
+        return self._settings.max_age - self._clock.age(
+            timestamp=stored.timestamp, received=stored.received, uptime=stored.uptime
         )
+
+    def _is_late(self, stored: Stored) -> bool:
+        remaining = self._remaining(stored)
+        return remaining is not None and remaining < 0
+
+    def _record_late(self, progress: Progress) -> None:
+        """A click is too old to fire: no event, and its retained JSON says so, also where it stood without."""
+        stored = progress.stored
+        self._late.add(stored.seq)
+        newer = [other for seq, other in self._window.items() if seq > stored.seq]
+        progress.waiting = set()
+        if stored.advances and not any(o.stored.topic == stored.topic and o.stored.advances for o in newer):
+            progress.waiting.add(Role.STATE)
+        if progress.holds_last and not any(o.stored.kind is stored.kind and o.holds_last for o in newer):
+            progress.waiting.add(Role.LAST)
+
+    def _send_in_time(self, flight: Flight) -> None:
+        """Send it; a click's event only if it is not too old by now, as it may have waited for its turn."""
+        progress = flight.progress
+        if flight.role is Role.EVENT and progress is not None:
+            flight.expiry = self._remaining(progress.stored)
+            if flight.expiry is not None and flight.expiry < 0:
+                self._record_late(progress)
+                self._launch(progress)
+                return
+        self._send(flight)
 
     def _send(self, flight: Flight) -> None:
         connection = self._connected()
@@ -588,6 +624,7 @@ class Publisher:
             expiry=flight.expiry,
             properties=(("event_id", flight.event_id),) if flight.event_id else (),
         )
+        flight.sent_at = self._monotonic()
         self._flights[number] = flight
 
     def _restore_more(self) -> bool:
@@ -603,10 +640,12 @@ class Publisher:
             return False
         for row in rows:
             progress = self._window.get(row.seq)
-            on_its_way = progress is not None and Role.STATE in progress.waiting
+            role = Role.LAST if row.topic.startswith("last/") else Role.STATE
+            on_its_way = progress is not None and role in progress.waiting
             if not on_its_way and self._full(row.topic) not in self._untaken:
                 self._send(self._restored_flight(row))
                 self._restored += 1
+                self._restoring += 1
         self._restore = (rows[-1].seq, rows[-1].topic)
         return True
 
@@ -633,30 +672,42 @@ class Publisher:
             retain=True,
             expiry=self._settings.retain[row.kind],
             event_id=row.event_id,
+            restores=True,
         )
 
     # --- settling --------------------------------------------------------------------------------------------
 
-    def _acknowledge(self, ack: Ack) -> None:
+    def _acknowledge(self, ack: Ack) -> ConnectionEndedError | None:
+        """Note a PUBACK; the error with which this connection has to end because of it, or None."""
         flight = self._flights.get(ack.number)
         if flight is None:
-            return
+            return None
         if ack.code in HOLDING_CODES:
             # Not this message's fault: nothing is given up, everything waits until the broker allows it.
-            raise ConnectionEndedError(self._permission_wanted(flight.topic, ack.code), refused=True)
+            return ConnectionEndedError(self._permission_wanted(flight.topic, ack.code), refused=True)
+        oldest = next(iter(self._flights.values()))
         del self._flights[ack.number]
-        self._cautious = max(0, self._cautious - 1)
+        if not flight.is_own:
+            self._cautious = max(0, self._cautious - 1)
         self._strikes.pop(flight.topic, None)
         if ack.code >= 0x80:
             self._give_up(flight, f"the broker refused it with reason code 0x{ack.code:02X}")
         else:
             self._done(flight)
+            if flight.retain:
+                self._untaken.discard(flight.topic)
             if self._held and flight.progress is not None:
                 self._flows()
+        if oldest is not flight and self._monotonic() - oldest.sent_at > self._settings.keepalive:
+            # Others are acknowledged, and this one never.
+            return ConnectionEndedError(f"{self._settings.broker} does not acknowledge everything any more")
+        return None
 
     def _done(self, flight: Flight) -> None:
         if flight.clears is not None:
             self._cleared.append(flight.clears)
+        if flight.restores:
+            self._restoring -= 1
         if flight.progress is not None and flight.role is not None:
             flight.progress.waiting.discard(flight.role)
 
@@ -706,6 +757,7 @@ class Publisher:
             and self._connection is not None
             and self._is_restored
             and self._noted != self._checkpointed
+            and not (self._cautious and self._flights)  # what is suspected goes alone
             and now - self._checkpointed_at >= CHECKPOINT_EVERY
         ):
             self._publish_checkpoint(now)
@@ -714,7 +766,7 @@ class Publisher:
 
     @property
     def _is_restored(self) -> bool:
-        return not self._listening and self._restore is None
+        return not self._listening and self._restore is None and not self._restoring and not self._broken_off
 
     def _note(self, now: float) -> bool:
         """Write to the journal what is settled; whether it took it."""
@@ -755,7 +807,9 @@ class Publisher:
         """Let what is in flight end, bounded; note what is settled; go offline."""
         deadline = self._monotonic() + STOP_PATIENCE
         said_goodbye = False
-        is_restored, self._restore, self._listening = self._is_restored, None, False
+        is_restored = self._is_restored
+        self._broken_off = not is_restored
+        self._restore, self._listening = None, False
         while self._connection is not None and self._monotonic() < deadline:
             if self._greeting is not Greeting.READY:
                 break

@@ -30,6 +30,7 @@ from bridge.config import Auth, Log, Webhook
 from bridge.journal import BrokenStorageError, Callback, NotStoredError, Outcome, Stored
 from bridge.journal.commit import GroupCommit
 from bridge.journal.sqlite import SqliteJournal
+from bridge.model import Kind
 from bridge.receiver import PATIENCE, RETRY_AFTER, ReceiverSettings, application
 from bridge.wakeup import Doorbell
 
@@ -258,9 +259,9 @@ class TestStored:
         assert [update.topic for update in house.updates] == ["wamid.1/status", "button/go"]
         (first, second) = house.dead
         assert first[:2] == ("item", "statuses[]: id is missing or empty")
-        assert json.loads(first[2]) == bad  # type: ignore[arg-type]
+        assert json.loads(first[2]) == {"statuses": [bad]}  # type: ignore[arg-type]
         assert second[0] == "item"
-        assert second[2] == b'"nonsense"'
+        assert second[2] == b'{"statuses":["nonsense"]}'
 
     def test_what_is_neither_status_nor_click_is_ignored_and_stores_nothing(self, house: House) -> None:
         """Account events are no callbacks of ours; to refuse them would have them sent again for days."""
@@ -741,6 +742,8 @@ settings = receiver.ReceiverSettings(
     journal=folder / "journal.db",
     doorbell=folder / "journal.bell",
     encode_dots=True,
+    never_retained=frozenset(),
+    max_size=2**30,
     log=Log(level="info", format="json"),
 )
 app = receiver.load(settings, os.getppid())
@@ -805,6 +808,8 @@ class TestProcess:
             journal=tmp_path / "journal.db",
             doorbell=tmp_path / "journal.bell",
             encode_dots=False,
+            never_retained=frozenset({Kind.STATUS}),
+            max_size=2**30,
             log=Log(),
         )
         handed = pickle.loads(pickle.dumps(functools.partial(receiver.load, told, os.getpid())))

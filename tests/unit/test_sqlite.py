@@ -120,7 +120,6 @@ class TestOpening:
         with pytest.raises(JournalError, match=r"is a database of another program; set journal\.url"):
             SqliteJournal(file).create()
 
-    @pytest.mark.xfail(reason="create sets write-ahead mode and rights before it looks whose the database is")
     def test_a_database_of_another_program_is_not_touched(self, tmp_path: Path) -> None:
         """Switched to a write-ahead log, with other rights, the other program may no longer get at its own data."""
         file = tmp_path / "theirs.db"
@@ -226,7 +225,6 @@ class TestBoot:
         with SqliteJournal(path) as journal:
             assert journal.append([callback(1)]) == [Outcome(1, 0)]
 
-    @pytest.mark.xfail(reason="two boots that are both unknown are taken for the same one")
     def test_unknown_boots_are_not_taken_for_one(
         self, path: Path, journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
     ) -> None:
