@@ -85,7 +85,8 @@ def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
 
     settings = loaded.settings
     # Pasted in another terminal, in another folder, these must find the same program and the same file.
-    command = shlex.quote(str(Path(sys.argv[0]).absolute()))
+    program = Path(sys.argv[0]).absolute()
+    command = shlex.join([sys.executable, "-m", "bridge"] if program.name == "__main__.py" else [str(program)])
     option = f" --config {shlex.quote(str(config.absolute()))}" if config else ""
     auth = settings.webhook.auth
     path = settings.webhook.path + ("/<path_token>" if auth.path_token else "")

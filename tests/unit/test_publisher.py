@@ -545,7 +545,10 @@ def test_a_click_may_be_kept_at_the_broker_only_for_what_is_left_of_its_time(des
     desk.run_until_settled()
     [event] = desk.broker.last.on("event/")
     assert event.expiry == pytest.approx(200, abs=5)
-    assert [sent.expiry for sent in (*desk.broker.last.on("button/"), *desk.broker.last.on("last/"))] == [86_400, 86_400]
+    assert [sent.expiry for sent in (*desk.broker.last.on("button/"), *desk.broker.last.on("last/"))] == [
+        86_400,
+        86_400,
+    ]
 
 
 def test_a_status_is_never_too_old(desk: Desk) -> None:
@@ -923,7 +926,9 @@ def test_what_the_broker_hangs_up_at_three_times_becomes_a_dead_letter(desk: Des
         poison,
         *(status(message=f"b{i}") for i in range(behind)),
     )
-    desk.broker.answer = lambda sent: ConnectionEndedError(HUNG_UP, hung_up=True) if sent.event_id == poison.event_id else 0
+    desk.broker.answer = lambda sent: (
+        ConnectionEndedError(HUNG_UP, hung_up=True) if sent.event_id == poison.event_id else 0
+    )
 
     desk.run_until_settled()
 
@@ -956,7 +961,9 @@ def test_what_is_restored_can_be_what_the_broker_hangs_up_at(desk: Desk) -> None
     desk.accept(*(status(message=f"m{i}") for i in range(5)))
     desk.run_until_settled()
     desk.broker.retained.clear()
-    desk.broker.answer = lambda sent: ConnectionEndedError(HUNG_UP, hung_up=True) if sent.event_id == poison.event_id else 0
+    desk.broker.answer = lambda sent: (
+        ConnectionEndedError(HUNG_UP, hung_up=True) if sent.event_id == poison.event_id else 0
+    )
     desk.broker.end()
 
     desk.run_until(lambda: desk.broker.checkpoint() == 5)
