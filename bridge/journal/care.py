@@ -216,7 +216,7 @@ def _flaw(db: apsw.Connection, frames: int, *, is_suspect: bool) -> str | None:
     if not isinstance(facts.get("settled"), int) or not 0 <= facts["settled"] <= highest:
         return "more is settled than was stored"
     deadline = None if is_suspect else time.monotonic() + LOOK
-    db.set_progress_handler(lambda: deadline is not None and time.monotonic() > deadline, 10_000)
+    db.set_progress_handler(lambda: deadline is not None and time.monotonic() > deadline, 1_000)
     found = db.execute("PRAGMA quick_check(1)").get
     if found != "ok":
         return str(found)

@@ -150,6 +150,7 @@ class Pages:
         key: int | None = None
         if kind == TABLE_LEAF:
             key, offset = _varint(page, offset)
+            key = key if key < 2**63 else key - 2**64
         most = PAGE - 35 if kind == TABLE_LEAF else (PAGE - 12) * 64 // 255 - 23
         if size <= most:
             record = page[offset : offset + size]

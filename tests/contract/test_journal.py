@@ -393,7 +393,12 @@ class Model:
             else:
                 claimed = entry.received if entry.timestamp is None else entry.timestamp
                 order = (min(claimed, entry.received),)
-            takes_over = entry.topic not in self.holder or order >= self.holder[entry.topic][0]
+            held = self.holder.get(entry.topic)
+            takes_over = held is None or order >= held[0]
+            if held is not None and entry.kind is Kind.BUTTON:
+                # One that says that it is later than the holder is so, though our clock was set back since.
+                takes_over |= entry.timestamp is not None and (entry.timestamp,) >= held[0]
+                order = max(order, held[0])
             self.advances.append(takes_over)
             if takes_over:
                 self.holder[entry.topic] = order, entry.event_id

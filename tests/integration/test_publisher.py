@@ -282,7 +282,7 @@ def test_a_broker_that_is_away_at_the_start_gets_everything_when_it_comes(
     broker.down()
     bridge = bridge_publisher(broker.url, broker.protocol)
     bridge.accept(*(status(message=f"m{i}") for i in range(20)))
-    away = logbook.wait_for_line("the broker is away; everything is kept until it is back")
+    away = logbook.wait_for_line("nothing reaches the broker; everything is kept until it does")
     assert "Connection refused" in away["why"]
     assert not bridge.publisher.connected
     assert bridge.publisher.trouble == away["why"]
@@ -293,7 +293,7 @@ def test_a_broker_that_is_away_at_the_start_gets_everything_when_it_comes(
     found = kept(broker, subscriber, *(f"whatsapp/m{i}/status" for i in range(20)))
     assert len(found) == 21
     # Said once, however often it was tried.
-    assert len(logbook.said("the broker is away; everything is kept until it is back", why="Connection refused")) == 1
+    assert len(logbook.said("nothing reaches the broker; everything is kept until it does", why="Connection refused")) == 1
     assert logbook.wait_for_line("connected")["protocol"] == broker.protocol
 
 
@@ -326,7 +326,7 @@ def test_a_broker_that_is_killed_in_mid_stream_misses_nothing_and_gets_nothing_s
     bridge.start()
 
     [broken_at] = between.wait_for(lambda: broken)
-    logbook.wait_for_line("the broker is away; everything is kept until it is back")
+    logbook.wait_for_line("nothing reaches the broker; everything is kept until it does")
     settled = bridge.settled()
     broker.up()
     bridge.wait_settled()
@@ -493,11 +493,11 @@ def test_what_may_not_be_published_is_held_and_told_once_and_goes_out_when_it_ma
     updates = [status(message=f"m{i}") for i in range(5)]
     bridge.accept(*updates)
 
-    denied = logbook.wait_for_line("the broker is away; everything is kept until it is back", why="0x87")
+    denied = logbook.wait_for_line("nothing reaches the broker; everything is kept until it does", why="0x87")
     assert "does not allow the bridge to publish to whatsapp/" in denied["why"]
     assert "allow it whatsapp/#" in denied["why"]
     logbook.wait_for_line("connected", count=8)
-    assert len(logbook.said("the broker is away; everything is kept until it is back")) == 1
+    assert len(logbook.said("nothing reaches the broker; everything is kept until it does")) == 1
     assert bridge.dead_letters() == []
     assert bridge.settled() == 0
     server.allow("topic readwrite #")
@@ -547,7 +547,7 @@ def test_what_may_not_be_published_is_held_under_3_1_1_too_where_the_bridge_may_
     bridge = bridge_publisher(server.url(), "3.1.1")
     bridge.accept(*(status(message=f"m{i}") for i in range(5)))
 
-    logbook.wait_for_line("the broker is away; everything is kept until it is back")
+    logbook.wait_for_line("nothing reaches the broker; everything is kept until it does")
     assert bridge.settled() == 0
     server.allow("topic readwrite #")
     server.reload()
@@ -574,7 +574,7 @@ def test_a_broker_that_drops_silently_what_is_not_allowed_is_found_out(
     bridge = bridge_publisher(between.url(), broker.protocol)
     bridge.accept(*(status(message=f"m{i}") for i in range(5)))
 
-    line = logbook.wait_for_line("the broker is away; everything is kept until it is back")
+    line = logbook.wait_for_line("nothing reaches the broker; everything is kept until it does")
     assert "does not give back what is published to it" in line["why"]
     assert "allow the bridge to publish and to read whatsapp/#" in line["why"]
     assert not between.on("whatsapp/event/#")
@@ -668,7 +668,7 @@ def test_a_broker_that_acknowledges_nothing_is_left_and_gets_it_on_the_next_conn
     update = status()
     bridge.accept(update)
 
-    away = logbook.wait_for_line("the broker is away; everything is kept until it is back")
+    away = logbook.wait_for_line("nothing reaches the broker; everything is kept until it does")
     assert away["why"] == f"{between.url()} acknowledges nothing any more"
     between.acknowledges = lambda _: True
     bridge.wait_settled()
@@ -706,7 +706,7 @@ def test_a_bridge_can_be_stopped_while_the_broker_is_away(
     server.kill()
     bridge = bridge_publisher(server.url(), "5")
     bridge.accept(status())
-    logbook.wait_for_line("the broker is away; everything is kept until it is back")
+    logbook.wait_for_line("nothing reaches the broker; everything is kept until it does")
     bridge.stop()
     assert bridge.settled() == 0
 

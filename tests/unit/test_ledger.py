@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -486,6 +488,35 @@ class Stubborn:
     def wal_checkpoint(self, *, mode: int) -> None:
         self.asked = True
         raise self._error
+
+
+class TestTheFolder:
+    """A log that was just made must be found again after a power cut; SQLite keeps silent if the folder fails."""
+
+    @pytest.fixture
+    def fails(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+        codes: list[int] = []
+
+        def fsync(_: int) -> None:
+            raise OSError(codes[0], os.strerror(codes[0]))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        return codes
+
+    @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+    def test_one_that_cannot_be_written_is_an_error(self, path: Path, fails: list[int], code: int) -> None:
+        """All that is answered 200 from then on would be in a file that the folder does not know."""
+        fails.append(code)
+        journal = SqliteJournal(path)
+        with pytest.raises(JournalError, match=r"journal .*: the storage failed \("), journal:
+            pass
+        assert journal._db is None
+
+    def test_a_file_system_that_cannot_do_this_is_none(self, path: Path, fails: list[int]) -> None:
+        """Some know no such thing; the bridge must start on them."""
+        fails.append(errno.EINVAL)
+        with SqliteJournal(path) as journal:
+            assert journal.settled() == 0
 
 
 class TestDamageWhileRunning:
