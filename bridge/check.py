@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import yaml
 
 from bridge.config import Loaded, Settings, leaves, sections
@@ -27,5 +29,10 @@ def report(loaded: Loaded) -> str:
 
 
 def _scalar(value: object) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=1_000, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    """One line of YAML, whatever it holds: the origin stands behind it."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize, allow_unicode=True)
+    text = text.removesuffix("...\n").rstrip("\n")
+    if text.isprintable():
+        return text
+    escaped: str = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize, default_style='"')
+    return escaped.rstrip("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,11 +81,16 @@ def run(config: Path | None, guide: bool | None) -> None:
 
 
 def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
+    from bridge.config import ENV_PREFIX
+
     settings = loaded.settings
-    command = sys.argv[0]
-    option = f" --config {config}" if config else ""
+    # Pasted in another terminal, in another folder, these must find the same program and the same file.
+    program = Path(sys.argv[0]).absolute()
+    command = shlex.join([sys.executable, "-m", "bridge"] if program.name == "__main__.py" else [str(program)])
+    option = f" --config {shlex.quote(str(config.absolute()))}" if config else ""
     auth = settings.webhook.auth
     path = settings.webhook.path + ("/<path_token>" if auth.path_token else "")
+    by_environment = any(origin.startswith(ENV_PREFIX) for origin in loaded.origins.values())
     click.echo(
         f"""
   whatsapp2mqtt {__version__} is ready.
@@ -92,7 +98,7 @@ def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
     broker   {ready.broker}{" (embedded)" if settings.mqtt.url.is_embedded else ""}
     journal  {settings.journal_path}
 
-  Try it, in a second terminal:
+  Try it, in a second terminal{f", with the same {ENV_PREFIX} variables" if by_environment else ""}:
     {command} tail{option}
   and in a third, a click on a button as WhatsApp sends it:
     {command} simulate{option} button

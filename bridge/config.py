@@ -148,7 +148,12 @@ def one_of(*words: str) -> Callable[[object], str]:
 def text(value: object) -> str:
     if not isinstance(value, (str, int, float)) or isinstance(value, bool):
         raise Invalid("is no text")
-    return str(value)
+    found = str(value)
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise Invalid("holds bytes that are no UTF-8") from None
+    return found
 
 
 def text_or_none(value: object) -> str | None:
@@ -184,6 +189,13 @@ def secret(value: object) -> str:
     found = text(value)
     if not found.strip():
         raise Invalid("is empty; leave the setting out, or write a secret of 20 characters or more")
+    return found
+
+
+def header_secret(value: object) -> str:
+    found = secret(value)
+    if not re.fullmatch(r"[\x21-\x7e]+", found):
+        raise Invalid("may have no spaces and no other than ASCII characters, as it stands in a header")
     return found
 
 
@@ -400,7 +412,7 @@ class Auth:
         "X-Webhook-Token", header_name, "The header that carries header_token, if that is what the sender can do."
     )
     header_token: tuple[str, ...] = setting(
-        [], many(secret), "Secrets, one of which must stand in the header of header_name.", show=hidden
+        [], many(header_secret), "Secrets, one of which must stand in the header of header_name.", show=hidden
     )
     basic: tuple[str, ...] = setting(
         [], many(pair("user", "password")), "HTTP Basic: user:password, several allowed.", show=hidden

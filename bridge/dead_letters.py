@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import orjson
 
@@ -70,5 +72,11 @@ def replay(settings: Settings, journal: SqliteJournal, letter: Buried) -> tuple[
         (outcome,) = journal.append([Callback(entries)])
         words = f"stored {outcome.stored}, duplicate {outcome.duplicate}, ignored {parsed.ignored}"
     journal.drop_dead_letter(letter.number)
-    Finger(settings.journal_path.with_suffix(".bell")).ring()
+    _finger(settings.journal_path.with_suffix(".bell")).ring()
     return True, words
+
+
+@functools.cache
+def _finger(bell: Path) -> Finger:
+    """One for all letters of a run."""
+    return Finger(bell)

@@ -21,7 +21,7 @@ import structlog
 
 from bridge import homeassistant
 from bridge.homeassistant import Plan
-from bridge.journal import Discoveries, Learned, NotStoredError
+from bridge.journal import BrokenStorageError, Discoveries, Learned, NotStoredError
 from bridge.model import Kind
 
 log = structlog.get_logger()
@@ -274,6 +274,8 @@ class Discovery:
     def _note(self, *, put: Iterable[str] = (), taken: Iterable[str] = ()) -> bool:
         try:
             self._journal.note_discoveries(put=list(put), taken=list(taken))
+        except BrokenStorageError:
+            raise
         except NotStoredError as error:
             # At each connect everything is told again, so what is not noted now is noted then.
             log.warning("what Home Assistant is told could not be noted", why=str(error))
@@ -286,6 +288,8 @@ class Discovery:
             return
         try:
             self._journal.learn(learned, forgotten)
+        except BrokenStorageError:
+            raise
         except NotStoredError as error:
             # It is learned again at the next click.
             log.warning("what was learned about buttons could not be noted", why=str(error))

@@ -24,9 +24,9 @@ from bridge import homeassistant
 from bridge.clock import Clock
 from bridge.config import Journal as JournalSettings
 from bridge.config import Retain
-from bridge.journal import NotStoredError, Tally
-from bridge.journal.care import Ballast
-from bridge.journal.sqlite import SqliteJournal
+from bridge.journal import BrokenStorageError, NotStoredError, Tally
+from bridge.journal.care import ballast
+from bridge.journal.sqlite import RESERVE, SqliteJournal
 from bridge.model import Kind, iso_utc
 
 log = structlog.get_logger()
@@ -36,12 +36,15 @@ LOOK_EVERY = 1.0
 ROUND_EVERY = 60.0
 #: Seconds between two reports that differ in counts alone.
 COUNTS_EVERY = 5.0
+#: Seconds between two looks while room is being made in a full journal.
+HURRY = 0.1
 #: Rows touched in one transaction: receivers wait meanwhile.
 SLICE = 500
-#: A file that is fuller than this share of `journal.max_size` is pruned whatever its age.
-FULL = 0.9
-#: Bytes free on the disk below which the ballast is given up.
-DISK_FULL = 1 * 2**20
+#: While so many topics wait to be cleared, no more are marked to make room.
+CLEARING = 5_000
+#: A file with less room than this share of `journal.max_size`, or than so many bytes, is pruned whatever its age.
+ROOM_SHARE = 0.1
+ROOM = 4 * 2**20
 #: Bytes of write-ahead log after which it is brought into the file from here.
 WAL_HIGH = 32 * 2**20
 
@@ -94,7 +97,9 @@ class Keeper:
         self._announce = announce
         self._mark_made = mark_made
         self._alarms = alarms
-        self._ballast = Ballast(path.with_suffix(".ballast"))
+        self._ballast = ballast(path)
+        self._full = limits.max_size - max(int(limits.max_size * ROOM_SHARE), ROOM)
+        self._hurries = False
         self._stopping = threading.Event()
         self._started = clock.uptime()
         self._next_round = 0.0
@@ -109,7 +114,7 @@ class Keeper:
         """Keep house until `stop`."""
         while True:
             busy = self.step()
-            if self._stopping.wait(0 if busy else LOOK_EVERY):
+            if self._stopping.wait(0 if busy else HURRY if self._hurries else LOOK_EVERY):
                 return
 
     def stop(self) -> None:
@@ -121,11 +126,15 @@ class Keeper:
         busy = False
         try:
             self._look_at_disk()
+            busy = self._make_room()
             if self._clock.uptime() >= self._next_round:
-                busy = self._round()
-                if not busy:
+                has_more = self._round()
+                if not has_more:
                     self._next_round = self._clock.uptime() + self._pause()
+                busy |= has_more
             self._trouble = ""
+        except BrokenStorageError:
+            raise
         except NotStoredError as error:
             if self._trouble != str(error):
                 log.warning("the journal cannot be kept in order; it is tried again", why=str(error))
@@ -157,11 +166,7 @@ class Keeper:
         if marked:
             self._mark_made()
         pruned = journal.prune(journal.stored_before(elapsed - self._limits.keep), SLICE)
-        usage = journal.usage()
-        if usage.used > FULL * self._limits.max_size:
-            pruned = max(pruned, journal.prune(journal.settled(), SLICE))
-            journal.checkpoint()
-        elif usage.wal > WAL_HIGH:
+        if journal.usage().wal > WAL_HIGH:
             journal.checkpoint()
         if pruned:
             log.debug("pruned", updates=pruned)
@@ -173,11 +178,31 @@ class Keeper:
         journal.forget_ticks(elapsed - longest)
         return max(most, count, pruned) >= SLICE
 
+    def _make_room(self) -> bool:
+        """Prune a journal that is nearly as large as it may be; whether there is more to do at once.
+
+        First goes what was published, whatever its age. Where standing topics hold nearly all of it, those that stood
+        longest are taken off the broker: nothing that is answered for is lost by that, and refusing callbacks would.
+        """
+        journal = self._journal
+        self._hurries = False
+        if journal.usage().used <= self._full:
+            return False
+        pruned = journal.prune(journal.settled(), SLICE)
+        marked = 0
+        if pruned < SLICE and self._is_connected() and len(journal.clearing(CLEARING)) < CLEARING:
+            standing = journal.statistics(self._clock.wall()).retained_topics
+            marked = journal.expire_surplus(max(0, standing - SLICE), SLICE)
+            if marked:
+                self._mark_made()
+        self._hurries = bool(pruned or marked)
+        return pruned >= SLICE
+
     def _look_at_disk(self) -> None:
         """Hold room while there is plenty; give it up, and prune, when the disk is full."""
         disk = os.statvfs(self._path.parent)
         free = disk.f_bavail * disk.f_frsize
-        if free >= DISK_FULL:
+        if free >= RESERVE:
             self._ballast.hold()
             return
         if self._ballast.held:
@@ -210,10 +235,10 @@ class Keeper:
         disk = os.statvfs(self._path.parent)
         connected = self._is_connected()
         alarms = [*self._alarms, *([self._trouble] if self._trouble else [])]
-        if disk.f_bavail * disk.f_frsize < DISK_FULL:
+        if disk.f_bavail * disk.f_frsize < RESERVE:
             alarms.append("the disk is full")
-        if usage.used > FULL * self._limits.max_size:
-            alarms.append("the journal is nearly as large as journal.max_size allows")
+        if usage.used > self._full and not self._hurries:
+            alarms.append("the journal is nearly as large as journal.max_size allows, and holds nothing that may go")
         payload = orjson.dumps(
             {
                 "ok": connected and not alarms,
@@ -241,6 +266,8 @@ class Keeper:
         """The counts of statuses; while the journal cannot take them down, those before."""
         try:
             self._tally = self._journal.tally(time.strftime("%Y-%m-%d", time.localtime(wall)))
+        except BrokenStorageError:
+            raise
         except NotStoredError as error:
             self._trouble = str(error)
         return self._tally

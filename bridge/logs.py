@@ -37,18 +37,22 @@ def configure(level: str, style: str) -> None:
         timestamps,
         structlog.processors.format_exc_info,
     ]
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if readable else structlog.processors.JSONRenderer()
-    )
+    renderers: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
+    if readable:
+        # Of itself it writes texts as they are: escape codes, and line breaks in events and exceptions.
+        console = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), repr_native_str=True, exception_formatter=structlog.dev.plain_traceback
+        )
+        renderers = [escape_text, console]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
     # granian and others use the standard library's logging; their lines go the same way.
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
@@ -72,3 +76,19 @@ def hide_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMap
     for key in SECRET_KEYS & event.keys():
         event[key] = "********"
     return event
+
+
+def escape_text(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For the terminal: one line an event, and below it an exception's, each marked as such."""
+    event["event"] = _printable(str(event["event"]))
+    if "exception" in event:
+        lines = str(event["exception"]).split("\n")
+        event["exception"] = "\n".join(f"  | {_printable(line)}" for line in lines)
+    return event
+
+
+def _printable(text: str) -> str:
+    """With what is no visible character or space (controls, line ends, bidirectional marks) as its escape."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 import orjson
@@ -33,7 +33,7 @@ from bridge.clock import Clock
 from bridge.config import BrokerUrl, Tls
 from bridge.discovery import Discovery
 from bridge.homeassistant import FEEDS, feed_document
-from bridge.journal import BrokenStorageError, DeadLetter, Journal, NotStoredError, Retained, Stored
+from bridge.journal import BrokenStorageError, BusyError, DeadLetter, Journal, NotStoredError, Retained, Stored
 from bridge.model import Kind, iso_utc
 from bridge.mqtt import HOLDING_CODES, Ack, Connection, ConnectionEndedError
 from bridge.pacing import Pacer
@@ -48,6 +48,8 @@ FETCH = 250
 #: Seconds between two notes of what is settled, and between two checkpoints on the broker, under load.
 SETTLE_EVERY = 0.1
 CHECKPOINT_EVERY = 1.0
+#: Seconds after which a note of what is settled waits for its turn to write.
+SETTLE_OVERDUE = 1.0
 #: Seconds between two tries to reach a broker, doubled from the first to the second; and when it said no.
 RETRY_FIRST, RETRY_MOST, RETRY_REFUSED = 0.25, 5.0, 10.0
 #: How often the broker must hang up at a publication that is alone in flight before it becomes a dead letter.
@@ -125,7 +127,14 @@ class Flight:
     role: Role | None = None
     progress: Progress | None = None
     clears: str | None = None  # the topic of the ledger that this takes off the broker
+    restores: bool = False  # what the broker may have forgotten
     discovers: bool = False  # tells Home Assistant something
+    sent_at: float = 0.0  # on the monotonic clock
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is about the bridge itself, and below the base topic: nothing from outside is in it."""
+        return self.progress is None and not self.restores and self.clears is None and not self.discovers
 
 
 @dataclass(slots=True, eq=False)
@@ -200,7 +209,9 @@ class Publisher:
         self._failures = 0
         self._protocol = 0  # index in settings.protocols
         self._proven: int | None = None  # the one that worked last
-        self._said: str | None = None  # the trouble that was logged last
+        self._trouble: str | None = None  # why nothing flows
+        self._told: set[str] = set()  # what was logged since something flowed
+        self._held = False  # by a broker that does not allow what we publish
 
         # Updates between what is settled and what was fetched, in order.
         self._window: dict[int, Progress] = {}
@@ -229,8 +240,10 @@ class Publisher:
         self._checkpointed_at = 0.0
         self._restore: tuple[int, str] | None = None  # the ledger is being restored, up to here so far
         self._untaken: set[str] = set()  # topics that were given up: not restored either
+        self._restoring = 0  # topics that were sent again and are not acknowledged
         self._restore_upto = 0
         self._restored = 0
+        self._broken_off = False  # the bridge stops in the middle of it
 
     # --- the thread ------------------------------------------------------------------------------------------
 
@@ -266,7 +279,7 @@ class Publisher:
     @property
     def trouble(self) -> str | None:
         """Why updates do not flow, in words, or None."""
-        return None if self.connected else self._said
+        return None if self.connected and not self._held else self._trouble
 
     def is_alive(self) -> bool:
         """Whether its thread took a turn lately: a publisher that hangs must not look well."""
@@ -304,7 +317,7 @@ class Publisher:
             patience = max(0.0, min(POLL, self._retry_at - self._monotonic()))
         else:
             self._connection.poll(poller)
-            if self._greeting is not Greeting.READY or self._settled > self._noted or self._cleared:
+            if self._greeting is not Greeting.READY or self._listening or self._settled > self._noted or self._cleared:
                 patience = SETTLE_EVERY
             if self._greeting is Greeting.READY and len(self._flights) < self._room():
                 due = min(self._paced.due(), self._discovery.due() if self._discovery is not None else math.inf)
@@ -342,13 +355,16 @@ class Publisher:
         except ConnectionEndedError as error:
             ended = error  # what was acknowledged before the end counts, or it would be sent again
         acks, connection.acks = connection.acks, []
+        denial: ConnectionEndedError | None = None
         for ack in acks:
-            self._acknowledge(ack)
+            found = self._acknowledge(ack)
+            denial = denial or found
         for message in connection.messages:
             self._hear(message.topic, message.payload)
         connection.messages.clear()
-        if ended is not None:
-            raise ended
+        if denial is not None or ended is not None:
+            # Only now, with every other acknowledgement noted: what was taken must not be sent again.
+            raise denial or ended  # type: ignore[misc]  # one of them is an error
         now = self._monotonic()
         if acks or not self._flights:
             self._last_ack = now
@@ -363,14 +379,14 @@ class Publisher:
         self._connection = None
         was_ready = self._greeting is Greeting.READY
         in_flight = len(self._flights)
-        if was_ready and in_flight and not error.refused:
+        if was_ready and in_flight and error.hung_up:
             self._suspect()
         self._flights.clear()
         self._waiting.clear()
         self._paced.clear()
         if self._discovery is not None:
             self._discovery.lost()
-        self._restore = None
+        self._restore, self._restoring = None, 0
         # A broker that cuts the line at a CONNECT may not know the version, or may just be going down: where this
         # version has worked before, it is the latter.
         may_change = error.wrong_version or (error.other_version and self._proven != self._protocol)
@@ -385,13 +401,15 @@ class Publisher:
         pause = RETRY_REFUSED if error.refused else min(RETRY_MOST, RETRY_FIRST * 2**self._failures)
         self._failures = min(self._failures + 1, 10)
         self._retry_at = self._monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  (spreads, protects nothing)
-        if self._said != str(error):
-            log.warning("the broker is away; everything is kept until it is back", why=str(error))
-            self._said = str(error)
+        self._held |= was_ready and error.refused
+        self._trouble = str(error)
+        if self._trouble not in self._told:
+            log.warning("nothing reaches the broker; everything is kept until it does", why=self._trouble)
+            self._told.add(self._trouble)
 
     def _suspect(self) -> None:
         """Something in flight may be what the broker hung up at: send alone what was."""
-        suspects = list(self._flights.values())
+        suspects = [flight for flight in self._flights.values() if not flight.is_own]
         self._cautious = max(self._cautious, len(suspects))
         if len(suspects) != 1:
             return
@@ -472,16 +490,29 @@ class Publisher:
         self._ready_at = self._monotonic()
         self._proven = self._protocol
         self._failures = 0
-        self._said = None
-        log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)
+        if not self._held:
+            self._flows()
         if self._discovery is not None:
             self._discovery.connected()
             if self._discovery.enabled:
                 self._connected().subscribe(self._discovery.birth_topic)
-        for progress in self._window.values():
+        newest = {progress.stored.topic: seq for seq, progress in self._window.items() if progress.stored.advances}
+        latest = {progress.stored.kind: seq for seq, progress in self._window.items() if progress.holds_last}
+        for seq, progress in self._window.items():
+            # The broker may have a newer one already, though it did not say so: an older one is not sent over it.
+            if seq < newest.get(progress.stored.topic, 0):
+                progress.waiting.discard(Role.STATE)
+            if seq < latest.get(progress.stored.kind, 0):
+                progress.waiting.discard(Role.LAST)
             self._launch(progress, again=True)
+        self._checkpointed = -1  # on this broker
         self._restore_upto = self._fetched
         self._restored = 0
+
+    def _flows(self) -> None:
+        self._held, self._trouble = False, None
+        self._told.clear()
+        log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)
 
     def _find_checkpoint(self) -> bool:
         """Decide what has to be restored; a checkpoint that is not there has a moment to turn up.
@@ -495,6 +526,8 @@ class Publisher:
             return False
         self._listening = False
         self._restore = (self._checkpoint or 0, LAST_TOPIC)
+        if self._checkpoint is not None:
+            self._checkpointed = self._checkpoint
         if self._report and not self._reports:
             self._reports.append(self._report)
         try:
@@ -581,56 +614,12 @@ class Publisher:
             if stored.kind is Kind.BUTTON or document["status"] == "failed":
                 progress.waiting.add(Role.FEED)
 
-    def _release(self) -> bool:
-        """Send the next event that had to wait; whether there was one."""
-        flight = self._paced.take(self._monotonic())
-        if flight is None:
-            return False
-        progress = flight.progress
-        if progress is None or flight.role is None:
-            self._send(flight)
-        elif flight.role in progress.waiting:
-            expiry = self._time_left(progress.stored)
-            if expiry is not None and expiry < 0:
-                self._turn_late(progress)
-            else:
-                flight.expiry = expiry
-                self._send(flight)
-        return True
-
-    def _turn_late(self, progress: Progress) -> None:
-        """A click became too old while it waited its turn: it is recorded, but not over what came after it."""
-        progress.waiting.discard(Role.FEED)
-        if Role.EVENT not in progress.waiting:
-            return
-        stored = progress.stored
-        newer = [other for seq, other in self._window.items() if seq > stored.seq]
-        if any(other.stored.topic == stored.topic and other.stored.advances for other in newer):
-            progress.stored = replace(stored, advances=False)
-        progress.holds_last &= not any(other.stored.kind is stored.kind and other.holds_last for other in newer)
-        self._launch(progress)
-
-    def _time_left(self, stored: Stored) -> float | None:
-        """Seconds in which a click may still fire, less than 0 if it is too late; None: for ever."""
-        if stored.kind is not Kind.BUTTON or self._settings.max_age is None:
-            return None
-        return self._settings.max_age - self._clock.age(
-            timestamp=stored.timestamp, received=stored.received, uptime=stored.uptime
-        )
-
     def _launch(self, progress: Progress, *, again: bool = False) -> None:
         """Queue what an update still has to be acknowledged for; again on a new connection."""
         stored = progress.stored
         document = stored.document
-        expiry = self._time_left(stored)
-        if expiry is not None and expiry < 0:
-            progress.waiting.discard(Role.FEED)
-            if Role.EVENT in progress.waiting:
-                # Too old to fire: recorded (also where it stood already as one that would fire), and no event.
-                self._late.add(stored.seq)
-                progress.waiting = {Role.STATE} if stored.advances else set()
-                if progress.holds_last:
-                    progress.waiting.add(Role.LAST)
+        if self._is_late(stored):
+            self._record_late(progress)
         if stored.late or stored.seq in self._late:
             document = topics.marked_late(document)
         payload = document.encode()
@@ -642,14 +631,11 @@ class Publisher:
         ):
             if role not in progress.waiting:
                 continue
-            if again and role is Role.STATE and self._is_outdated(stored):
-                progress.waiting.discard(role)
-                continue
             flight = Flight(
                 self._full(topic),
                 payload,
                 retain,
-                expiry=expiry if role is Role.EVENT else (lifetime if retain else None),
+                expiry=lifetime if retain else None,
                 event_id=stored.event_id,
                 role=role,
                 progress=progress,
@@ -667,9 +653,9 @@ class Publisher:
             progress.waiting.discard(Role.FEED)
             return
         topic = self._full(FEEDS[stored.kind])
-        flight = Flight(topic, progress.feed, retain=False, event_id=stored.event_id)
+        flight = Flight(topic, progress.feed, retain=False, event_id=stored.event_id, progress=progress)
         if Role.FEED in progress.waiting:
-            flight.role, flight.progress = Role.FEED, progress
+            flight.role = Role.FEED
         elif again or stored.kind is Kind.BUTTON or self._paced.waiting(topic) >= FEED_MOST:
             return
         self._pace(flight, progress)
@@ -683,13 +669,55 @@ class Publisher:
             lambda: discovery.ready_at(payload) if discovery is not None and payload is not None else -math.inf,
         )
 
-    def _is_outdated(self, stored: Stored) -> bool:
-        """Whether a newer state of the same topic was acknowledged already: possible when this is sent again."""
-        return any(
-            other.stored.topic == stored.topic and other.stored.advances and Role.STATE not in other.waiting
-            for seq, other in self._window.items()
-            if seq > stored.seq
+    def _release(self) -> bool:
+        """Send the next event that had to wait; whether there was one."""
+        flight = self._paced.take(self._monotonic())
+        if flight is None:
+            return False
+        self._send_in_time(flight)
+        return True
+
+    def _remaining(self, stored: Stored) -> float | None:
+        """Seconds in which a click may still fire; None for what is never too old."""
+        if stored.kind is not Kind.BUTTON or self._settings.max_age is None:
+            return None
+        return self._settings.max_age - self._clock.age(
+            timestamp=stored.timestamp, received=stored.received, uptime=stored.uptime
         )
+
+    def _is_late(self, stored: Stored) -> bool:
+        remaining = self._remaining(stored)
+        return remaining is not None and remaining < 0
+
+    def _record_late(self, progress: Progress) -> None:
+        """A click is too old to fire: no event, and its retained JSON says so, also where it stood without."""
+        progress.waiting.discard(Role.FEED)
+        if Role.EVENT not in progress.waiting:
+            return  # it has fired
+        stored = progress.stored
+        self._late.add(stored.seq)
+        newer = [other for seq, other in self._window.items() if seq > stored.seq]
+        progress.waiting = set()
+        if stored.advances and not any(o.stored.topic == stored.topic and o.stored.advances for o in newer):
+            progress.waiting.add(Role.STATE)
+        if progress.holds_last and not any(o.stored.kind is stored.kind and o.holds_last for o in newer):
+            progress.waiting.add(Role.LAST)
+
+    def _send_in_time(self, flight: Flight) -> None:
+        """Send an event that waited for its turn; a click's only if it is not too old by now."""
+        progress = flight.progress
+        if progress is not None and flight.role is not None:
+            if flight.role not in progress.waiting:
+                return  # it was recorded as late meanwhile
+            flight.expiry = self._remaining(progress.stored)
+            if flight.expiry is not None and flight.expiry < 0:
+                if flight.role is Role.FEED:
+                    progress.waiting.discard(Role.FEED)  # its event decides whether it is recorded as late
+                else:
+                    self._record_late(progress)
+                    self._launch(progress)
+                return
+        self._send(flight)
 
     def _send(self, flight: Flight) -> None:
         connection = self._connected()
@@ -707,6 +735,7 @@ class Publisher:
             expiry=flight.expiry,
             properties=(("event_id", flight.event_id),) if flight.event_id else (),
         )
+        flight.sent_at = self._monotonic()
         self._flights[number] = flight
 
     def _restore_more(self) -> bool:
@@ -722,10 +751,12 @@ class Publisher:
             return False
         for row in rows:
             progress = self._window.get(row.seq)
-            on_its_way = progress is not None and Role.STATE in progress.waiting
+            role = Role.LAST if row.topic.startswith("last/") else Role.STATE
+            on_its_way = progress is not None and role in progress.waiting
             if not on_its_way and self._full(row.topic) not in self._untaken:
                 self._send(self._restored_flight(row))
                 self._restored += 1
+                self._restoring += 1
         self._restore = (rows[-1].seq, rows[-1].topic)
         return True
 
@@ -752,30 +783,44 @@ class Publisher:
             retain=True,
             expiry=self._settings.retain[row.kind],
             event_id=row.event_id,
+            restores=True,
         )
 
     # --- settling --------------------------------------------------------------------------------------------
 
-    def _acknowledge(self, ack: Ack) -> None:
+    def _acknowledge(self, ack: Ack) -> ConnectionEndedError | None:
+        """Note a PUBACK; the error with which this connection has to end because of it, or None."""
         flight = self._flights.get(ack.number)
         if flight is None:
-            return
+            return None
         if ack.code in HOLDING_CODES and not flight.discovers:
             # Not this message's fault: nothing is given up, everything waits until the broker allows it.
-            raise ConnectionEndedError(self._permission_wanted(flight.topic, ack.code), refused=True)
+            return ConnectionEndedError(self._permission_wanted(flight.topic, ack.code), refused=True)
+        oldest = next(iter(self._flights.values()))
         del self._flights[ack.number]
-        self._cautious = max(0, self._cautious - 1)
+        if not flight.is_own:
+            self._cautious = max(0, self._cautious - 1)
         self._strikes.pop(flight.topic, None)
         if ack.code >= 0x80:
             self._give_up(flight, f"the broker refused it with reason code 0x{ack.code:02X}")
         else:
             self._done(flight)
+            if flight.retain:
+                self._untaken.discard(flight.topic)
+            if self._held and flight.progress is not None:
+                self._flows()
+        if oldest is not flight and self._monotonic() - oldest.sent_at > self._settings.keepalive:
+            # Others are acknowledged, and this one never.
+            return ConnectionEndedError(f"{self._settings.broker} does not acknowledge everything any more")
+        return None
 
     def _done(self, flight: Flight) -> None:
         if flight.discovers and self._discovery is not None:
             self._discovery.done(flight.topic, flight.payload)
         if flight.clears is not None:
             self._cleared.append(flight.clears)
+        if flight.restores:
+            self._restoring -= 1
         if flight.progress is not None and flight.role is not None:
             flight.progress.waiting.discard(flight.role)
 
@@ -828,6 +873,7 @@ class Publisher:
             and self._connection is not None
             and self._is_restored
             and self._noted != self._checkpointed
+            and not (self._cautious and self._flights)  # what is suspected goes alone
             and now - self._checkpointed_at >= CHECKPOINT_EVERY
         ):
             self._publish_checkpoint(now)
@@ -836,25 +882,30 @@ class Publisher:
 
     @property
     def _is_restored(self) -> bool:
-        return not self._listening and self._restore is None
+        return not self._listening and self._restore is None and not self._restoring and not self._broken_off
 
     def _note(self, now: float) -> bool:
         """Write to the journal what is settled; whether it took it."""
         late = sorted(seq for seq in self._late if seq <= self._settled)
-        self._noted_at = now
         try:
-            self._journal.settle(self._settled, late=late, dead=self._dead)
+            # Waiting for a receiver that is writing would hold up what is to be published; not for ever, though.
+            overdue = now - self._noted_at > SETTLE_OVERDUE
+            self._journal.settle(self._settled, late=late, dead=self._dead, wait=overdue)
             if self._cleared:
                 self._journal.cleared(self._cleared)
                 self._cleared = []
         except BrokenStorageError:
             raise
+        except BusyError:
+            return False
         except NotStoredError as error:
+            self._noted_at = now
             # Publishing goes on; what is not noted would only be published again after a restart.
             if self._unnoted != str(error):
                 log.warning("what was published could not be noted; it is tried again", why=str(error))
                 self._unnoted = str(error)
             return False
+        self._noted_at = now
         self._unnoted = ""
         self._late.difference_update(late)
         self._dead = []
@@ -872,7 +923,9 @@ class Publisher:
         """Let what is in flight end, bounded; note what is settled; go offline."""
         deadline = self._monotonic() + STOP_PATIENCE
         said_goodbye = False
-        is_restored, self._restore, self._listening = self._is_restored, None, False
+        is_restored = self._is_restored
+        self._broken_off = not is_restored
+        self._restore, self._listening = None, False
         while self._connection is not None and self._monotonic() < deadline:
             if self._greeting is not Greeting.READY:
                 break

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -63,7 +64,10 @@ def load(settings: ReceiverSettings, parent: int) -> Bottle:
         settings: What to do.
         parent: Process id of the supervisor; the worker ends when that one does.
     """
-    end_with_parent(parent)
+    # Nobody is left to wait for a polite end; and granian's own can hang when its signal comes twice.
+    end_with_parent(parent, by=signal.SIGKILL)
+    # Ctrl+C reaches every process of a terminal; when to stop is the supervisor's to say, and once.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     logs.configure(settings.log.level, settings.log.format)
     finger = Finger(settings.doorbell)
     journal = SqliteJournal(settings.journal, never_retained=settings.never_retained, max_size=settings.max_size)
@@ -118,8 +122,8 @@ def application(
         encode_dots: As in `mqtt.encode_dots`.
         now: The clock: epoch seconds.
     """
-    app = Bottle(autojson=False)
-    app.uninstall(True)  # the template plugin: nothing here is a template
+    app = Bottle()
+    app.uninstall(True)  # its plugins: nothing here is a template, and our JSON is bytes
     gate = Gate(webhook.auth)
     verify_tokens = webhook.auth.meta_verify_token
 
@@ -153,15 +157,19 @@ def _store(body: bytes, append: Append, received: float, *, encode_dots: bool) -
     """Parse and store; the counts, once it is on disk."""
     try:
         parsed = payload.parse(body)
+        entries = tuple(entry(update, received, encode_dots=encode_dots) for update in parsed.updates)
     except payload.NotUnderstoodError as error:
         log.warning("a callback was not understood; it is in the dead letters", why=str(error), bytes=len(body))
-        parsed = payload.Parsed((), 0, ())
+        parsed, entries = payload.Parsed((), 0, ()), ()
         dead = [DeadLetter("callback", str(error), body, received)]
+    except Exception as error:  # a fault of ours: kept whole, as the sender's next try would meet the same one
+        log.error("a callback could not be read; it is in the dead letters", exc_info=error, bytes=len(body))
+        parsed, entries = payload.Parsed((), 0, ()), ()
+        dead = [DeadLetter("callback", f"a fault of the bridge: {type(error).__name__}", body, received)]
     else:
         dead = [DeadLetter("item", item.reason, item.body.encode(), received) for item in parsed.dead]
         for item in parsed.dead:
             log.warning("an entry of a callback was not understood; it is in the dead letters", why=item.reason)
-    entries = tuple(entry(update, received, encode_dots=encode_dots) for update in parsed.updates)
     outcome = Outcome(0, 0)
     if entries or dead:
         try:
@@ -194,7 +202,7 @@ def _body(limit: int) -> bytes | HTTPResponse:
     declared = environ.get("CONTENT_LENGTH") or None
     if declared is None and "chunked" not in environ.get("HTTP_TRANSFER_ENCODING", "").lower():
         return _refuse(411, "the body's length is missing", "send Content-Length")
-    if declared is not None and (not declared.isascii() or not declared.isdigit()):
+    if declared is not None and not re.fullmatch(r"[0-9]{1,18}", declared):
         return _refuse(400, "Content-Length is no number", "send the body's length in bytes")
     too_large = f"send at most {limit} bytes, or raise webhook.max_body"
     if declared is not None and int(declared) > limit:
@@ -211,7 +219,9 @@ def _challenge(verify_tokens: tuple[str, ...]) -> HTTPResponse:
     """Meta's question whether this webhook is the one that was registered (its webhook documents, "Verification")."""
     query = request.query
     challenge = query.get("hub.challenge", "")
-    if query.get("hub.mode") != "subscribe" or not is_one_of(query.get("hub.verify_token", ""), verify_tokens):
+    # Bottle hands out a query's bytes as Latin-1 unless asked for text.
+    given = query.getunicode("hub.verify_token", "")
+    if query.get("hub.mode") != "subscribe" or not is_one_of(given, verify_tokens):
         return _refuse(403, "the verify token is not the one expected", "use the one in webhook.auth.meta_verify_token")
     if not re.fullmatch(r"[A-Za-z0-9._~-]{1,200}", challenge):
         return _refuse(400, "hub.challenge is missing or no plain word", "send 1 to 200 of A-Z a-z 0-9 - _ . ~")
@@ -221,8 +231,6 @@ def _challenge(verify_tokens: tuple[str, ...]) -> HTTPResponse:
 
 
 def _turn_away(verdict: Verdict | None, webhook: Webhook) -> HTTPResponse:
-    if verdict is Verdict.HIDDEN:
-        return _not_found()
     log.warning(
         "a request was turned away", why=verdict.value if verdict else "", address=request.environ.get("REMOTE_ADDR")
     )
@@ -255,6 +263,9 @@ def _bottle_error(error: Any) -> bytes:
 
 
 def _header(name: str) -> str | None:
-    """A header as WSGI has it; a name with an underscore is another header than the one with a dash."""
+    """A header as WSGI has it: repeated ones joined by commas, empty where it is not ASCII (granian's ways).
+
+    WSGI cannot tell a name with an underscore from the one with a dash: proxies must drop the former.
+    """
     value = request.environ.get(f"HTTP_{name.upper().replace('-', '_')}")
     return value if isinstance(value, str) else None

@@ -55,7 +55,8 @@ def post(
 
 def message_id_for(number: str) -> str:
     """A fresh message id of WhatsApp's form: `wamid.` and base64 around the number and 18 random digits."""
-    inside = b"\x1d\x04" + bytes([0x18, len(number)]) + number.encode() + b"\x15\x02\x00\x11\x18\x12"
+    digits = number.encode("utf-8", "replace")[:255]
+    inside = b"\x1d\x04" + bytes([0x18, len(digits)]) + digits + b"\x15\x02\x00\x11\x18\x12"
     inside += secrets.token_hex(9).upper().encode() + b"\x00"
     return "wamid." + base64.b64encode(inside).decode()
 
@@ -119,18 +120,30 @@ def _send(settings: Settings, body: bytes, url: str | None) -> str:
     suffix, headers = credentials(settings.webhook.auth, body, time.time())
     listen = settings.webhook.listen
     nearby = Address(listen.nearby, listen.port)
-    target = urlsplit(url or f"http://{nearby}{settings.webhook.path}{suffix}")
-    kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
-    connection = kind(target.hostname or "", target.port, timeout=10)
     try:
-        connection.request("POST", target.path or "/", body, {"Content-Type": "application/json", **headers})
+        target = urlsplit(url or f"http://{nearby}{settings.webhook.path}{suffix}")
+        port = target.port
+    except ValueError as error:
+        raise SimulationError(f"the url is none ({error}); write e.g. http://127.0.0.1:8080/webhook") from error
+    if target.scheme not in ("http", "https") or not target.hostname:
+        raise SimulationError("the url names no host or no protocol; write e.g. http://127.0.0.1:8080/webhook")
+    kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
+    connection = kind(target.hostname, port, timeout=10)
+    path = (target.path or "/") + (f"?{target.query}" if target.query else "")
+    try:
+        connection.request("POST", path, body, {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
         said = answer.read().decode("utf-8", "replace")
     except OSError as error:
         raise SimulationError(
-            f"nobody answers at {target.hostname}:{target.port}: {error.strerror or error}; "
+            f"nobody answers at {target.hostname}:{connection.port}: {error.strerror or error}; "
             "is the bridge running? start it with `whatsapp2mqtt run`"
         ) from error
+    except (ValueError, http.client.InvalidURL):
+        # What Python says here quotes the header, and so the secret.
+        raise SimulationError("the url, or a secret sent in a header, holds characters that HTTP cannot send") from None
+    except http.client.HTTPException as error:
+        raise SimulationError(f"what answers at {target.hostname}:{port} does not speak HTTP") from error
     finally:
         connection.close()
     if answer.status != 200:

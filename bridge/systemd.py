@@ -14,13 +14,15 @@ def notify(**state: str | int) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
+    # A line break in a value would be an assignment of its own.
+    lines = "\n".join(f"{name}={' '.join(str(value).splitlines())}" for name, value in state.items())
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.sendto("\n".join(f"{name}={value}" for name, value in state.items()).encode(), address)
+        sender.sendto(lines.encode("utf-8", "replace"), address)
 
 
 def watchdog_interval() -> float | None:
     """Seconds within which systemd wants a sign of life; None if it does not."""
     microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
-    if not microseconds.isdigit() or (pid and pid != str(os.getpid())):
+    if not microseconds.isdecimal() or (pid and pid != str(os.getpid())):
         return None
     return int(microseconds) / 1_000_000

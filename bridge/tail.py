@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
@@ -66,7 +67,11 @@ def _messages(settings: Settings, protocol: str, topic: str) -> Iterator[Message
     subscribed = False
     try:
         while True:
-            connection.exchange()
+            try:
+                connection.exchange()
+            except ConnectionEndedError:
+                yield from connection.messages  # what came before the end
+                raise
             if connection.connected and not subscribed:
                 connection.subscribe(topic)
                 subscribed = True
@@ -82,9 +87,11 @@ def _messages(settings: Settings, protocol: str, topic: str) -> Iterator[Message
 
 
 def _as_json(message: Message) -> str:
-    return orjson.dumps(
+    """A line of JSON; what could steer a terminal is escaped beyond what JSON asks for."""
+    line = orjson.dumps(
         {"topic": message.topic, "retain": message.retain, "payload": message.payload.decode("utf-8", "replace")}
     ).decode()
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
 
 
 def _readable(message: Message) -> str:
@@ -94,15 +101,15 @@ def _readable(message: Message) -> str:
     head = f"{at} {click.style(_tame(message.topic), fg='cyan', bold=True)}{kept}"
     try:
         shown = orjson.loads(message.payload)
-    except orjson.JSONDecodeError:
-        return f"{head}  {_tame(message.payload.decode('utf-8', 'replace'))}"
-    if not isinstance(shown, dict):
-        return f"{head}  {_tame(message.payload.decode('utf-8', 'replace'))}"
-    lines = [
-        f"    {click.style(_tame(key), fg='green')}: {_tame(orjson.dumps(value).decode())}"
-        for key, value in shown.items()
-    ]
-    return "\n".join([head, *lines])
+        if isinstance(shown, dict):
+            lines = [
+                f"    {click.style(_tame(key), fg='green')}: {_tame(orjson.dumps(value).decode())}"
+                for key, value in shown.items()
+            ]
+            return "\n".join([head, *lines])
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass  # no JSON, or nested more deeply than can be written again
+    return f"{head}  {_tame(message.payload.decode('utf-8', 'replace'))}"
 
 
 def _tame(text: str) -> str:

@@ -27,6 +27,10 @@ class NotStoredError(Exception):
     """Nothing of this was stored; the sender is asked to come again. A full disk, a busy database."""
 
 
+class BusyError(NotStoredError):
+    """Another one is writing just now, and the caller did not want to wait."""
+
+
 class BrokenStorageError(NotStoredError):
     """Nothing of this was stored, and the storage itself failed: only a new process may try again.
 
@@ -238,7 +242,9 @@ class Journal(Protocol):
         """Everything up to this place was acknowledged by the broker or became a dead letter."""
         ...
 
-    def settle(self, upto: int, *, late: Sequence[int] = (), dead: Sequence[DeadLetter] = ()) -> None:
+    def settle(
+        self, upto: int, *, late: Sequence[int] = (), dead: Sequence[DeadLetter] = (), wait: bool = True
+    ) -> None:
         """Note that everything up to this place is done with.
 
         May be lost in a power cut, never in a crash; what is lost is published again with the same `event_id`.
@@ -247,6 +253,7 @@ class Journal(Protocol):
             upto: The place.
             late: Places of clicks that were too old to fire; their retained JSON says so from now on.
             dead: What the broker would not take.
+            wait: For another one that is writing; else raises `BusyError` at once.
         """
         ...
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import apsw
+import orjson
 import structlog
 
-from bridge.journal import JournalError
+from bridge.journal import JournalError, carve
 from bridge.journal import sqlite as journal
+from bridge.model import Kind
 
 log = structlog.get_logger()
 
@@ -33,6 +35,18 @@ LOOK = 5.0
 #: Seconds; if it is not known any more what was settled, what was received earlier than this before the damage is
 #: taken for settled, and the rest is published again.
 UNSETTLED = 300.0
+
+#: A schema's version beyond this one is no newer version's, but damage.
+LAST_VERSION = 1_000
+
+#: What SQLite says when the storage does not give back what stands on it. Its other troubles with the storage, such
+#: as no room for the log's index, are no damage of the file.
+UNREADABLE = frozenset(
+    (apsw.SQLITE_IOERR_READ, apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_DATA)
+)
+
+_SUFFIXES = ("", "-wal", "-shm")
+_KINDS = frozenset(Kind)
 
 
 def refuse_network_file_system(folder: Path) -> None:
@@ -68,7 +82,7 @@ def file_system(folder: Path, mountinfo: str | None = None) -> str:
         fields = left.split()
         if len(fields) < 5 or not right:
             continue
-        point = fields[4].encode("latin-1", "surrogateescape").decode("unicode_escape")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
         inside = where == point or where.startswith(point.rstrip("/") + "/")
         # The last of equal ones lies on top.
         if inside and len(point) >= len(best):
@@ -92,138 +106,254 @@ def prepare(path: Path) -> str | None:
             f"journal {path}: cannot be made: {error.strerror}; set journal.url to another place"
         ) from error
     refuse_network_file_system(path.parent)
+    _make_room(path)
     alarm = mend(path)
     journal.SqliteJournal(path).create()
+    with contextlib.suppress(OSError):
+        _started_mark(path).write_text(journal.boot_id(), encoding="ascii")
     return alarm
+
+
+def _make_room(path: Path) -> None:
+    """Give up the ballast if the disk is full: a start needs room as well."""
+    room = os.statvfs(path.parent)
+    if room.f_bavail * room.f_frsize < journal.RESERVE:
+        ballast(path).give_up()
+
+
+# --- damage ------------------------------------------------------------------------------------------------------
 
 
 def mend(path: Path) -> str | None:
     """Look at a journal that may be damaged; set a damaged one aside, and save what can be saved into a new one.
 
+    The damaged one is only read, and moved when the new one is complete: whatever interrupts this, the next start
+    finds one of them.
+
     Returns:
         What happened, in words for the user; None if all is well.
+
+    Raises:
+        JournalError: It is damaged, and a new one cannot be made.
     """
+    fresh = path.with_name(path.name + ".mending")
     if not path.exists():
-        return None
+        if not fresh.exists():
+            return None
+        _set_aside(path, "corrupt")  # the rest of it: another journal's log beside this one would damage it
+        fresh.replace(path)
+        return "the journal was damaged; it was set aside, and what could be saved of it was"
     damage = _damage(path)
+    for suffix in _SUFFIXES:  # of a start that was interrupted
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
     if damage is None:
         journal.suspect_mark(path).unlink(missing_ok=True)
         return None
-    aside = _set_aside(path, "corrupt")
-    journal.SqliteJournal(path).create()
-    saved = _save(aside, path)
+    try:
+        journal.SqliteJournal(fresh).create()
+        saved = _save(path, fresh)
+        aside = _set_aside(path, "corrupt")
+        fresh.replace(path)
+    except (apsw.Error, OSError, JournalError) as error:
+        raise JournalError(f"journal {path}: is damaged ({damage}), and a new one cannot be made: {error}") from error
     journal.suspect_mark(path).unlink(missing_ok=True)
-    words = f"the journal was damaged ({damage}); it is kept as {aside.name}, and {saved} updates of it were saved"
+    name = aside.name if aside else ""
+    words = f"the journal was damaged ({damage}); it is kept as {name}, and {saved} updates of it were saved"
     log.error("the journal was damaged", why=damage, kept_as=str(aside), updates_saved=saved)
     return words
 
 
 def _damage(path: Path) -> str | None:
     """What is wrong with the file, or None. Looks closely only if the bridge did not end in order."""
-    suspect = journal.suspect_mark(path).exists()
     try:
-        db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-        try:
-            db.set_busy_timeout(journal.BUSY_TIMEOUT)
-            if db.pragma("application_id") != journal.APPLICATION_ID:
-                # Empty, or another program's: that is told apart when the schema is looked at.
-                return None
-            clean = db.execute("SELECT value FROM facts WHERE name = 'clean'").get
-            if clean and not suspect:
-                return None
-            deadline = None if suspect else time.monotonic() + LOOK
-            db.set_progress_handler(lambda: deadline is not None and time.monotonic() > deadline, 10_000)
-            found = db.execute("PRAGMA quick_check(1)").get
-            return None if found == "ok" else str(found)
-        finally:
-            db.close()
+        with path.open("rb") as file:
+            header = file.read(100)
+    except OSError:
+        return None  # why it cannot be opened is told when it is opened
+    was_started = _started_mark(path).exists()
+    if not header:
+        return "it is empty" if was_started else None
+    if not was_started and header[68:72] != journal.APPLICATION_ID.to_bytes(4):
+        return None  # another program's: that is told apart when the schema is looked at
+    # After a crash of the bridge alone, the log's index tells how much the log must hold.
+    frames = carve.frames_written(path) if _is_of_this_boot(path) else 0
+    try:
+        with _opened(path, apsw.SQLITE_OPEN_READWRITE) as db:
+            db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # what is looked at stays as it is
+            return _flaw(db, frames, is_suspect=journal.suspect_mark(path).exists())
     except apsw.InterruptError:
         return None
-    except apsw.NotADBError:
-        # A lock beside it shows that it was a journal; without one, it may be anybody's file.
-        return "it is no database any more" if path.with_suffix(".lock").exists() else None
-    except (apsw.CorruptError, apsw.SQLError, apsw.IOError) as error:
+    except (apsw.NotADBError, apsw.CorruptError, apsw.SQLError, UnicodeDecodeError) as error:
         return str(error)
+    except apsw.IOError as error:
+        return str(error) if getattr(error, "extendedresult", 0) in UNREADABLE else None
+    except apsw.Error:
+        return None  # as above
+
+
+def _flaw(db: apsw.Connection, frames: int, *, is_suspect: bool) -> str | None:
+    """What is wrong with a journal that can be opened, or None.
+
+    Args:
+        db: The journal.
+        frames: How many pages its write-ahead log must hold at least.
+        is_suspect: Damage was met while running: look closely, as long as it takes.
+
+    Raises:
+        apsw.Error, UnicodeDecodeError: This is wrong with it.
+    """
+    version = db.pragma("user_version")
+    if db.pragma("application_id") != journal.APPLICATION_ID or not 0 < version < LAST_VERSION:
+        return "its header is damaged"
+    if version > len(journal.MIGRATIONS):
+        return None  # a newer version's: that is told apart when the schema is looked at
+    facts = dict(db.execute("SELECT name, value FROM facts"))
+    if frames and db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0] < frames:
+        return "its write-ahead log is damaged"
+    if facts.get("clean") == 1 and not is_suspect:
+        return None
+    highest = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").get
+    if not isinstance(facts.get("settled"), int) or not 0 <= facts["settled"] <= highest:
+        return "more is settled than was stored"
+    deadline = None if is_suspect else time.monotonic() + LOOK
+    db.set_progress_handler(lambda: deadline is not None and time.monotonic() > deadline, 1_000)
+    found = db.execute("PRAGMA quick_check(1)").get
+    if found != "ok":
+        return str(found)
+    # SQLite does not mind what a text is made of; whoever reads it does.
+    for *_, is_json, kind in db.execute(
+        "SELECT topic, event_topic, document, json_valid(document), kind FROM updates"
+        " UNION ALL SELECT topic, NULL, NULL, 1, kind FROM ledger"
+        " UNION ALL SELECT source, reason, NULL, 1, 'status' FROM dead_letters"
+        " UNION ALL SELECT key, name, NULL, 1, 'status' FROM learned"
+        " UNION ALL SELECT topic, NULL, NULL, 1, 'status' FROM discoveries"
+    ):
+        if not is_json or kind not in _KINDS:
+            return "its rows are damaged"
+    return None
+
+
+def _started_mark(path: Path) -> Path:
+    """The file that says: a journal of ours stands here. In it, the boot in which it was started last."""
+    return path.with_name(path.name + ".started")
+
+
+def _is_of_this_boot(path: Path) -> bool:
+    boot = journal.boot_id()
+    with contextlib.suppress(OSError):
+        return bool(boot) and _started_mark(path).read_text(encoding="ascii", errors="replace") == boot
+    return False
+
+
+# --- salvage -----------------------------------------------------------------------------------------------------
+
+#: The ledger as it was found, beside the one that follows from the updates that were saved.
+_FOUND = """
+CREATE TEMP TABLE found (
+    topic TEXT PRIMARY KEY, kind TEXT NOT NULL, rank INTEGER NOT NULL, stamp REAL NOT NULL, tie BLOB NOT NULL,
+    seq INTEGER NOT NULL, state INTEGER NOT NULL, gone INTEGER
+) STRICT, WITHOUT ROWID
+"""
+
+# The found one wins where it holds as much or more: it knows what was cleared, and of updates that were lost that
+# they had their topic, so that an older one does not take it back (promise 4).
+_TAKE_OVER = """
+INSERT INTO ledger SELECT * FROM found WHERE kind IN ('status', 'button') AND state BETWEEN 0 AND 3
+ON CONFLICT (topic) DO UPDATE
+SET kind = excluded.kind, rank = excluded.rank, stamp = excluded.stamp, tie = excluded.tie, seq = excluded.seq,
+    state = excluded.state, gone = excluded.gone
+WHERE (excluded.rank, excluded.stamp, excluded.tie, excluded.seq) >=
+      (ledger.rank, ledger.stamp, ledger.tie, ledger.seq)
+"""
 
 
 def _save(damaged: Path, path: Path) -> int:
-    """Copy what can be read of a damaged journal into the new one; how many updates."""
-    try:
-        source = apsw.Connection(str(damaged), flags=apsw.SQLITE_OPEN_READWRITE)
-    except apsw.Error:
-        return 0
-    target = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    """Copy what can be read of a damaged journal into a new one; how many updates."""
+    facts: dict[str, carve.Value] = {}
     saved = 0
-    settled: Any = None
-    try:
-        with contextlib.suppress(apsw.Error):
-            settled = source.execute("SELECT value FROM facts WHERE name = 'settled'").get
+    with carve.Pages(damaged) as pages, _opened(path, apsw.SQLITE_OPEN_READWRITE) as target:
+        target.pragma("temp_store", "memory")
         with target:
-            for row in _readable(source, "updates", "seq", 11):
+            target.execute(_FOUND)
+            for row in pages.rows():
                 with contextlib.suppress(apsw.ConstraintError, apsw.MismatchError):
-                    target.execute(f"INSERT INTO updates VALUES ({', '.join('?' * 12)})", row)  # noqa: S608
-                    saved += 1
-            for row in _readable(source, "dead_letters", "id", 5):
-                with contextlib.suppress(apsw.ConstraintError, apsw.MismatchError):
-                    target.execute("INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)", row)
-            for row in _all_readable(source, "SELECT kind, key, name, first, last, told FROM learned"):
-                target.execute("INSERT INTO learned VALUES (?, ?, ?, ?, ?, ?)", row)
-            for row in _all_readable(source, "SELECT topic FROM discoveries"):
-                target.execute("INSERT INTO discoveries VALUES (?)", row)
-            for row in _all_readable(source, "SELECT name, value FROM facts WHERE name = 'tally'"):
-                target.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", row)
+                    _save_row(target, row, facts)
             list(target.execute(journal.ADVANCE, (0, "")))
             target.execute(journal.LATEST_OF_ALL, (0, ""))
-            newest = target.execute("SELECT coalesce(max(seq), 0) FROM updates").get
-            if not isinstance(settled, int):
-                settled = target.execute(
-                    "SELECT coalesce(max(seq), 0) FROM updates"
-                    " WHERE received + ? < (SELECT max(received) FROM updates)",
-                    (UNSETTLED,),
-                ).get
-            # Places that were lost are given again, so they must not count as settled. The broker's checkpoint may
-            # name them: it bears the old journal's identity.
-            target.execute("UPDATE facts SET value = ? WHERE name = 'settled'", (min(settled, newest),))
-    finally:
-        target.close()
-        with contextlib.suppress(apsw.Error):
-            source.close()
+            target.execute(_TAKE_OVER)
+            _save_facts(target, facts)
+            saved = int(target.execute("SELECT count(*) FROM updates").get)
     return saved
 
 
-def _readable(db: apsw.Connection, table: str, key: str, columns: int) -> Iterator[tuple[object, ...]]:
-    """Rows of a table as far as they can be read: around each place that cannot, it tries further on."""
-    after, step = 0, 1
-    limit = 2**62
-    failures = 0
-    while failures < 10_000:
-        try:
-            cursor = db.execute(f"SELECT * FROM {table} WHERE {key} > ? ORDER BY {key}", (after,))  # noqa: S608
-            for row in cursor:
-                if isinstance(row[0], int) and after < row[0] < limit and len(row) == columns + 1:
-                    after, step = row[0], 1
-                    yield row
-            return
-        except apsw.Error:
-            # Somewhere behind `after` lies a page that cannot be read: step over it, wider each time.
-            failures += 1
-            after += step
-            step = min(step * 2, 1_000_000)
-            try:
-                newest = db.execute(f"SELECT max({key}) FROM {table}").get  # noqa: S608
-            except apsw.Error:
-                newest = None
-            if newest is None and step >= 1_000_000:
-                return
-            if newest is not None and after > newest:
-                return
+def _save_row(target: apsw.Connection, row: carve.Row, facts: dict[str, carve.Value]) -> None:
+    """Tell by its shape which table a row is of, and keep it."""
+    key, values = row.key, row.values
+    match key, values:
+        case int(), (None, bytes() as event_id, kind, str(), str(), *_, str() as document) if len(values) == 12:
+            if key > 0 and len(event_id) == 16 and kind in _KINDS and _is_json(document):
+                target.execute(
+                    "INSERT OR IGNORE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (key, *values[1:])
+                )
+        case int(), (None, _, str(), str(), _, bytes()):
+            target.execute("INSERT OR IGNORE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)", (key, *values[1:]))
+        case int(), ("updates", int() as highest):  # of sqlite_sequence
+            facts["highest"] = highest
+        case None, (str(), _, _, _, _, _, _, _):
+            target.execute("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        case None, (int() | float(), int()):
+            target.execute("INSERT OR IGNORE INTO ticks VALUES (?, ?)", values)
+        case None, (("button" | "phone"), str(), str(), int(), int(), int()):
+            target.execute("INSERT OR IGNORE INTO learned VALUES (?, ?, ?, ?, ?, ?)", values)
+        case None, (str(),):
+            target.execute("INSERT OR IGNORE INTO discoveries VALUES (?)", values)
+        case None, (str() as name, value):
+            facts.setdefault(name, value)
 
 
-def _all_readable(db: apsw.Connection, query: str) -> list[tuple[object, ...]]:
-    """The rows of a small table, or none if one of them cannot be read."""
-    with contextlib.suppress(apsw.Error):
-        return [tuple(row) for row in db.execute(query)]
-    return []
+def _save_facts(target: apsw.Connection, facts: dict[str, carve.Value]) -> None:
+    """Set what the new journal says of itself by what the old one said, as far as that can be."""
+    newest = target.execute("SELECT coalesce(max(seq), 0) FROM updates").get
+    settled, highest = facts.get("settled"), facts.get("highest")
+    if not isinstance(settled, int) or not 0 <= settled <= max(newest, highest if isinstance(highest, int) else 0):
+        settled = target.execute(
+            "SELECT coalesce(max(seq), 0) FROM updates WHERE received + ? < (SELECT max(received) FROM updates)",
+            (UNSETTLED,),
+        ).get
+    # Places that were lost are given again, so they must not count as settled. The broker's checkpoint may name them:
+    # it bears the old journal's identity.
+    kept: dict[str, carve.Value] = {"settled": min(settled, newest)}
+    # Seconds since boot mean something for updates of this boot only; what boot they are of, if that is lost, too.
+    boot_first = facts.get("boot_first")
+    is_this_boot = facts.get("boot") == journal.boot_id() and isinstance(boot_first, int)
+    kept["boot_first"] = boot_first if is_this_boot else newest + 1
+    clocks = ("elapsed", "tick_boot", "tick_uptime", "tick_wall")
+    if isinstance(facts.get("tick_boot"), str) and all(
+        isinstance(facts.get(name), (str, int, float)) for name in clocks
+    ):
+        kept |= {name: facts[name] for name in clocks}
+    else:
+        kept["elapsed"] = target.execute("SELECT coalesce(max(elapsed), 0.0) FROM ticks").get
+    for name, value in kept.items():
+        target.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
+    tally = facts.get("tally")
+    if isinstance(tally, str) and _is_json(tally):
+        # It must not count on from a place that is given again.
+        target.execute(
+            "INSERT INTO facts VALUES ('tally', json_set(?1, '$.upto', min(json_extract(?1, '$.upto'), ?2)))",
+            (tally, newest),
+        )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+# --- copies ------------------------------------------------------------------------------------------------------
 
 
 def backup(path: Path, copy: Path) -> int:
@@ -234,19 +364,12 @@ def backup(path: Path, copy: Path) -> int:
     """
     if not path.exists():
         raise JournalError(f"journal {path}: does not exist; is this the configuration the bridge runs with?")
+    if copy.resolve() in {path.resolve().with_name(path.name + suffix) for suffix in _SUFFIXES}:
+        raise JournalError(f"backup {copy}: is the journal itself; name another file")
     unfinished = copy.with_name(copy.name + ".unfinished")
     try:
-        unfinished.unlink(missing_ok=True)
         with _opened(path, apsw.SQLITE_OPEN_READONLY) as source:
-            flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-            with _opened(unfinished, flags) as target:
-                with target.backup("main", source, "main") as copying:
-                    copying.step()
-                # One file, without a write-ahead log beside it.
-                target.pragma("journal_mode", "delete")
-        unfinished.chmod(0o600)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
+            _copy(source, unfinished)
         unfinished.replace(copy)
     except (apsw.Error, OSError) as error:
         with contextlib.suppress(OSError):
@@ -263,6 +386,7 @@ def restore(copy: Path, path: Path) -> Path | None:
     Raises:
         JournalError: The copy is no journal of this or an older version, or is damaged.
     """
+    fresh = path.with_name(path.name + ".restoring")
     try:
         with _opened(copy, apsw.SQLITE_OPEN_READONLY) as source:
             if source.pragma("application_id") != journal.APPLICATION_ID:
@@ -272,19 +396,30 @@ def restore(copy: Path, path: Path) -> Path | None:
             found = source.execute("PRAGMA quick_check(1)").get
             if found != "ok":
                 raise JournalError(f"restore: {copy} is damaged: {found}")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = path.with_name(path.name + ".restoring")
-        shutil.copyfile(copy, fresh)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _copy(source, fresh)
         with _opened(fresh, apsw.SQLITE_OPEN_READWRITE) as target:
             target.execute("UPDATE facts SET value = lower(hex(randomblob(8))) WHERE name = 'journal'")
-        fresh.chmod(0o600)
-        aside = _set_aside(path, "before-restore") if path.exists() else None
+        aside = _set_aside(path, "before-restore")
         fresh.replace(path)
     except apsw.Error as error:
         raise JournalError(f"restore: {copy}: {error}") from error
     except OSError as error:
         raise JournalError(f"restore: {copy}: {error.strerror}") from error
     return aside
+
+
+def _copy(source: apsw.Connection, copy: Path) -> None:
+    """Copy a journal into one file, which is on disk when this returns, and for its owner only."""
+    copy.unlink(missing_ok=True)
+    with _opened(copy, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) as target:
+        copy.chmod(0o600)  # it holds phone numbers
+        with target.backup("main", source, "main") as copying:
+            copying.step()
+        # Without a write-ahead log beside it.
+        target.pragma("journal_mode", "delete")
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -297,13 +432,19 @@ def _opened(path: Path, flags: int) -> Iterator[apsw.Connection]:
         db.close()
 
 
-def _set_aside(path: Path, why: str) -> Path:
-    """Rename a journal with what belongs to it; its new name."""
-    aside = path.with_name(f"{path.name}.{why}-{time.strftime('%Y%m%dT%H%M%S')}")
-    for suffix in ("", "-wal", "-shm"):
+def _set_aside(path: Path, why: str) -> Path | None:
+    """Rename a journal with what belongs to it; its new name, or None if there was none."""
+    moment = time.strftime("%Y%m%dT%H%M%S")
+    names = (
+        f"{path.name}.{why}-{moment}{suffix}" for suffix in itertools.chain([""], map("-{}".format, itertools.count(2)))
+    )
+    aside = next(place for place in map(path.with_name, names) if not place.exists())
+    found = None
+    for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    return aside
+            found = found or aside
+    return found
 
 
 class Ballast:
@@ -336,3 +477,8 @@ class Ballast:
     def give_up(self) -> None:
         """Give the room back."""
         self._path.unlink(missing_ok=True)
+
+
+def ballast(path: Path) -> Ballast:
+    """The ballast of a journal."""
+    return Ballast(path.with_suffix(".ballast"))

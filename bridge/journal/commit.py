@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from bridge.journal import Callback, Journal, NotStoredError, Outcome
+from bridge.journal import BrokenStorageError, Callback, Journal, NotStoredError, Outcome
 
 #: More than this many updates are not stored in one commit, so that the first does not wait for the last.
 MAX_UPDATES = 4_000
@@ -104,5 +104,5 @@ class GroupCommit:
         if failure is None:
             if any(request.callback.entries for request in requests):
                 self._stored()
-        elif type(failure) is not NotStoredError:
+        elif isinstance(failure, BrokenStorageError) or not isinstance(failure, NotStoredError):
             raise failure

@@ -13,6 +13,7 @@ moment can lose committed rows (the WAL-reset bug), and the SQLite of most distr
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from bridge.clock import Clock, uptime
 from bridge.journal import (
     BrokenStorageError,
     Buried,
+    BusyError,
     Callback,
     DeadLetter,
     JournalError,
@@ -49,6 +51,9 @@ WAL_LIMIT = 16 * 2**20
 
 #: Bytes on the disk that receivers leave alone: what settling and pruning need while the disk is full.
 RESERVE = 2 * 2**20
+
+#: Pages in the write-ahead log after which whoever writes brings it into the file.
+WAL_PAGES = 1_000
 
 #: How long a writer waits for another one, in milliseconds.
 BUSY_TIMEOUT = 5_000
@@ -134,7 +139,8 @@ FROM json_each(?1)
 """
 
 # Statuses: rank, then the callback's timestamp, then the identity, so that no order of arrival makes a difference.
-# Clicks rank alike: the later one wins, and one that claims to come from the future counts as received now.
+# Clicks rank alike: the later one wins, and one that claims to come from the future counts as received now. But one
+# that says that it is later than the holder is so, though it was received before it: our clock was set back since.
 # What is never retained has its place in the ledger too, as its rank counts for the next one.
 ADVANCE = """
 INSERT INTO ledger (topic, kind, rank, stamp, tie, seq, state, gone)
@@ -146,9 +152,11 @@ SELECT topic, kind, rank,
        iif(instr(?2, kind), seq, NULL)
 FROM updates WHERE seq > ?1 ORDER BY seq
 ON CONFLICT (topic) DO UPDATE
-SET rank = excluded.rank, stamp = excluded.stamp, tie = excluded.tie, seq = excluded.seq, gone = excluded.gone,
+SET rank = excluded.rank, tie = excluded.tie, seq = excluded.seq, gone = excluded.gone,
+    stamp = iif(excluded.kind = 'button', max(excluded.stamp, ledger.stamp), excluded.stamp),
     state = CASE WHEN excluded.state = 0 THEN 0 WHEN ledger.state >= 2 THEN ledger.state ELSE 1 END
 WHERE (excluded.rank, excluded.stamp, excluded.tie) >= (ledger.rank, ledger.stamp, ledger.tie)
+   OR (excluded.kind = 'button' AND (SELECT timestamp FROM updates WHERE seq = excluded.seq) >= ledger.stamp)
 RETURNING seq
 """
 
@@ -203,6 +211,7 @@ class SqliteJournal:
         self._never_retained = " ".join(sorted(never_retained))
         self._max_size = max_size
         self._db: apsw.Connection | None = None
+        self._wal_pages = 0
 
     # --- opening ---------------------------------------------------------------------------------------------
 
@@ -236,8 +245,11 @@ class SqliteJournal:
         try:
             self._db = self._connect(apsw.SQLITE_OPEN_READWRITE)
             version = self._db.pragma("user_version")
-        except apsw.Error as error:
-            raise JournalError(f"journal {self._path}: {_words(error)}") from error
+            _sync_folder(self._path.parent)
+        except (apsw.Error, OSError) as error:
+            self.__exit__()
+            words = _words(error) if isinstance(error, apsw.Error) else f"the storage failed ({error.strerror})"
+            raise JournalError(f"journal {self._path}: {words}") from error
         if version != len(MIGRATIONS):
             self.__exit__()
             raise JournalError(
@@ -261,21 +273,32 @@ class SqliteJournal:
     def _connect(self, flags: int) -> apsw.Connection:
         db = apsw.Connection(str(self._path), flags=flags)
         db.set_busy_timeout(BUSY_TIMEOUT)
+        try:
+            self._check_ours(db)
+        except BaseException:
+            db.close()
+            raise
         db.pragma("journal_mode", "wal")
         db.pragma("synchronous", "full" if self._durable else "normal")
         db.pragma("journal_size_limit", WAL_LIMIT)
+        # In place of SQLite's own checkpoints, which keep silent about an fsync that failed.
+        db.set_wal_hook(self._note_wal)
         if self._max_size is not None:
             db.pragma("max_page_count", max(1, self._max_size // db.pragma("page_size")))
         return db
 
+    def _check_ours(self, db: apsw.Connection) -> None:
+        """Raise JournalError for a database of another program, before anything of it is touched."""
+        if db.pragma("application_id") == APPLICATION_ID:
+            return
+        if db.pragma("user_version") or db.execute("SELECT count(*) FROM sqlite_schema").get:
+            raise JournalError(
+                f"journal {self._path}: is a database of another program; set journal.url to a file of its own"
+            )
+
     def _migrate(self, db: apsw.Connection) -> None:
         with _immediately(db):
-            application, version = db.pragma("application_id"), db.pragma("user_version")
-            tables = db.execute("SELECT count(*) FROM sqlite_schema").get
-            if application != APPLICATION_ID and (tables or version):
-                raise JournalError(
-                    f"journal {self._path}: is a database of another program; set journal.url to a file of its own"
-                )
+            version = db.pragma("user_version")
             if version > len(MIGRATIONS):
                 raise JournalError(
                     f"journal {self._path}: was written by a newer version (schema {version}, this one knows "
@@ -291,7 +314,7 @@ class SqliteJournal:
         boot = boot_id()
         with _immediately(db):
             db.execute("UPDATE facts SET value = 0 WHERE name = 'clean'")
-            if db.execute("SELECT value FROM facts WHERE name = 'boot'").get != boot:
+            if db.execute("SELECT value FROM facts WHERE name = 'boot'").get != boot or not boot:
                 db.execute("UPDATE facts SET value = ? WHERE name = 'boot'", (boot,))
                 db.execute(
                     "UPDATE facts SET value = (SELECT coalesce(max(seq), 0) + 1 FROM updates) WHERE name = 'boot_first'"
@@ -337,9 +360,11 @@ class SqliteJournal:
         """Everything up to this place was acknowledged by the broker or became a dead letter."""
         return int(self._fact("settled"))
 
-    def settle(self, upto: int, *, late: Sequence[int] = (), dead: Sequence[DeadLetter] = ()) -> None:
+    def settle(
+        self, upto: int, *, late: Sequence[int] = (), dead: Sequence[DeadLetter] = (), wait: bool = True
+    ) -> None:
         """Note that everything up to this place is done with."""
-        with self._storing() as db:
+        with self._storing(wait=wait) as db:
             db.execute("UPDATE facts SET value = ? WHERE name = 'settled' AND value < ?1", (upto,))
             if late:
                 db.execute(
@@ -405,11 +430,14 @@ class SqliteJournal:
             else:
                 passed = 0.0
             elapsed: float = facts["elapsed"] + max(0.0, passed)
+            # A wall clock that was set back counts as if it had gone on: set right again during a restart of the
+            # machine, it would seem that much more had passed.
+            wall = max(now_wall, facts["tick_wall"] + max(0.0, passed)) if facts["tick_boot"] else now_wall
             for name, value in (
                 ("elapsed", elapsed),
                 ("tick_boot", boot),
                 ("tick_uptime", now_uptime),
-                ("tick_wall", now_wall),
+                ("tick_wall", wall),
             ):
                 db.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
             newest = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
@@ -527,16 +555,17 @@ class SqliteJournal:
 
     def prune(self, upto: int, limit: int) -> int:
         """Delete settled updates up to this place that no standing topic needs, a slice of them; how many."""
-        with self._storing() as db:
-            db.execute(
-                "DELETE FROM updates WHERE seq IN ("
-                " SELECT seq FROM updates AS old"
-                " WHERE seq <= min(?, (SELECT value FROM facts WHERE name = 'settled'))"
-                " AND NOT EXISTS (SELECT 1 FROM ledger WHERE state = 0 AND ledger.seq = old.seq)"
-                " AND NOT EXISTS (SELECT 1 FROM ledger WHERE state = 1 AND ledger.seq = old.seq)"
-                " ORDER BY seq LIMIT ?)",
+        is_free = "NOT EXISTS (SELECT 1 FROM ledger WHERE state = 0 AND ledger.seq = updates.seq)"
+        # Looked for before the transaction: receivers need not wait while what stands is passed over.
+        with self._reading() as db:
+            settled = "(SELECT value FROM facts WHERE name = 'settled')"
+            found = db.execute(
+                f"SELECT seq FROM updates WHERE seq <= min(?, {settled}) AND {is_free} ORDER BY seq LIMIT ?",  # noqa: S608
                 (upto, limit),
             )
+            seqs = orjson.dumps([seq for (seq,) in found]).decode()
+        with self._storing() as db:
+            db.execute(f"DELETE FROM updates WHERE seq IN (SELECT value FROM json_each(?)) AND {is_free}", (seqs,))  # noqa: S608
             pruned = db.changes()
             db.execute(
                 "DELETE FROM ledger WHERE topic IN (SELECT topic FROM ledger WHERE state >= 2 AND gone <= ? LIMIT ?)",
@@ -565,8 +594,8 @@ class SqliteJournal:
 
     def checkpoint(self) -> None:
         """Bring the write-ahead log into the file and cut it back, as far as no other connection is in the way."""
-        with contextlib.suppress(apsw.BusyError, apsw.LockedError), self._reading() as db:
-            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        with self._reading() as db:
+            self._bring_in(db, apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     def statistics(self, now: float) -> Statistics:
         """Counts for the health report.
@@ -645,26 +674,46 @@ class SqliteJournal:
 
     def _check_room(self) -> None:
         """Leave the rest of a disk that is nearly full to settling and pruning."""
-        room = os.statvfs(self._path.parent)
-        if room.f_bavail * room.f_frsize < RESERVE:
+        if not self._disk_has_room():
             raise NotStoredError(f"the disk is full: less than {RESERVE // 2**20} MiB free; make room")
+
+    def _disk_has_room(self) -> bool:
+        disk = os.statvfs(self._path.parent)
+        return disk.f_bavail * disk.f_frsize >= RESERVE
 
     def _fact(self, name: str) -> Any:
         with self._reading() as db:
             return db.execute("SELECT value FROM facts WHERE name = ?", (name,)).get
 
     @contextlib.contextmanager
-    def _storing(self) -> Iterator[apsw.Connection]:
+    def _storing(self, *, wait: bool = True) -> Iterator[apsw.Connection]:
         """One transaction; whatever SQLite says becomes an error of ours, and nothing is stored."""
         db = self._opened()
+        if not wait:
+            db.set_busy_timeout(0)
         try:
             with _immediately(db):
                 yield db
+            if self._wal_pages >= WAL_PAGES:
+                # If the storage fails here, all is stored, and told as if it were not: it comes again, a duplicate.
+                self._bring_in(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.BusyError as error:
+            raise BusyError(_words(error)) from error
         except (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError) as error:
             self._note_damage(error)
             raise BrokenStorageError(_words(error)) from error
+        except apsw.FullError as error:
+            if self._max_size is not None and self._disk_has_room():
+                raise NotStoredError(
+                    "the journal is as large as journal.max_size allows, and holds what the broker did not take yet; "
+                    "see that the broker can be reached, or raise journal.max_size"
+                ) from error
+            raise NotStoredError(_words(error)) from error
         except apsw.Error as error:
             raise NotStoredError(_words(error)) from error
+        finally:
+            if not wait:
+                db.set_busy_timeout(BUSY_TIMEOUT)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:
@@ -673,6 +722,18 @@ class SqliteJournal:
         except apsw.Error as error:
             self._note_damage(error)
             raise JournalError(f"journal {self._path}: {_words(error)}") from error
+        except ValueError as error:  # a text that is none, a kind that there is not
+            self._note_damage(apsw.CorruptError())
+            raise JournalError(f"journal {self._path}: a row is damaged ({error})") from error
+
+    def _bring_in(self, db: apsw.Connection, mode: int) -> None:
+        """Bring the write-ahead log into the file as far as possible; it keeps what others or a full disk hold up."""
+        with contextlib.suppress(apsw.BusyError, apsw.LockedError, apsw.FullError):
+            db.wal_checkpoint(mode=mode)
+
+    def _note_wal(self, _: apsw.Connection, __: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
 
     def _note_damage(self, error: apsw.Error) -> None:
         """Leave word for the next start: look closely."""
@@ -710,6 +771,22 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make sure that a write-ahead log that was just made is found again; SQLite keeps silent if that fails.
+
+    Raises:
+        OSError: The storage failed. (Some file systems cannot do this to a folder at all; that is no failure.)
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC):
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.torture.harness import Bridge, Mosquitto, Subscriber, click, ended, event_id, retained_now, status, wait_until
+from tests.torture.harness import (
+    Bridge,
+    Mosquitto,
+    Subscriber,
+    click,
+    ended,
+    event_id,
+    retained_now,
+    status,
+    wait_until,
+)
 from tests.torture.proxy import Proxy
 
 WORDS = ("sent", "delivered", "read", "failed", "deleted")

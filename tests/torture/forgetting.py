@@ -78,7 +78,7 @@ def expire(folder: Path, *, seed: int, count: int, say: Callable[[str], None] = 
                 probes += 1
                 posted = time.monotonic()
                 assert bridge.post(status(f"probe{probes}", "sent")) == 200
-                wait_until(lambda: f"probe{probes}" in witness.seen, "a new update arrives")
+                wait_until(lambda probe=f"probe{probes}": probe in witness.seen, "a new update arrives")
                 longest = max(longest, time.monotonic() - posted)
                 time.sleep(0.2)
             seconds = time.monotonic() - began
@@ -108,4 +108,8 @@ def _checkpoint(broker: Mosquitto) -> int:
 
 def _topics(states: dict[str, dict[str, object]]) -> dict[str, object]:
     """What stands about messages, without the bridge's own."""
-    return {topic: content["event_id"] for topic, content in list(states.items()) if topic.endswith("/status") and "event_id" in content and not topic.startswith("last/")}
+    return {
+        topic: content["event_id"]
+        for topic, content in list(states.items())
+        if topic.endswith("/status") and "event_id" in content and not topic.startswith("last/")
+    }

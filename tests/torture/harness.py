@@ -71,7 +71,12 @@ class Bridge:
     """
 
     def __init__(
-        self, folder: Path, broker: int | None, *, settings: dict[str, str] | None = None, wrapper: list[str] | None = None
+        self,
+        folder: Path,
+        broker: int | None,
+        *,
+        settings: dict[str, str] | None = None,
+        wrapper: list[str] | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
@@ -165,6 +170,13 @@ class Bridge:
         finally:
             connection.close()
 
+    def backlog(self) -> int:
+        """Updates that wait to be settled, from the journal itself."""
+        from bridge.journal.sqlite import SqliteJournal
+
+        with SqliteJournal(self.state / "journal.db", durable=False) as journal:
+            return journal.backlog()
+
     def tail(self, lines: int = 15) -> str:
         """The end of its log, for an assertion's message."""
         with contextlib.suppress(OSError):
@@ -201,7 +213,8 @@ class Mosquitto:
         configuration = self.folder / "mosquitto.conf"
         configuration.write_text(
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nuser root\n"
-            f"persistence {'true' if self.durable else 'false'}\npersistence_location {self.folder}/\n{saving}{self.extra}\n"
+            f"persistence {'true' if self.durable else 'false'}\npersistence_location {self.folder}/\n"
+            f"{saving}{self.extra}\n"
         )
         with (self.folder / "mosquitto.log").open("ab") as log:
             self.process = subprocess.Popen([program, "-c", str(configuration)], stdout=log, stderr=log)
@@ -244,7 +257,9 @@ class Subscriber:
         self.messages = 0
         self._base = base
         self._port = port
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"witness-{os.getpid()}-{id(self)}", clean_session=False)
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=f"witness-{os.getpid()}-{id(self)}", clean_session=False
+        )
         client.on_connect = self._connected
         client.on_message = self._message
         client.reconnect_delay_set(1, 1)
@@ -311,7 +326,11 @@ def click(payload: str, message_id: str, timestamp: int | None = None) -> dict[s
     """A callback with one click."""
     at = int(time.time()) if timestamp is None else timestamp
     button = {"payload": payload, "text": payload}
-    return {"messages": [{"type": "button", "id": message_id, "from": "15550001234", "timestamp": str(at), "button": button}]}
+    return {
+        "messages": [
+            {"type": "button", "id": message_id, "from": "15550001234", "timestamp": str(at), "button": button}
+        ]
+    }
 
 
 class Load:

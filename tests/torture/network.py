@@ -33,19 +33,19 @@ def run(folder: Path, *, seed: int, count: int, say: Callable[[str], None] = pri
                 seconds = _suffer(fault, proxy)
                 noticed[fault] = max(noticed.get(fault, 0.0), seconds)
                 say(f"{fault}: a new connection after {seconds:.1f} s")
-                assert seconds <= 2 * KEEPALIVE + 1, f"{fault} is noticed within twice the keep-alive, not {seconds:.1f} s"
+                assert seconds <= 2 * KEEPALIVE + 1, (
+                    f"{fault} is noticed within twice the keep-alive, not {seconds:.1f} s"
+                )
             load.__exit__()
             wanted = set(load.accepted)
             wait_until(lambda: wanted <= witness.seen, f"everything drains\n{bridge.tail()}")
             missing = wanted - witness.seen
-            twice = [identity for identity, times in proxy.acknowledged.items() if times > 1]
-            assert not twice, f"{len(twice)} events were acknowledged more than once"
         assert bridge.stop() == 0
     return {
         "faults": count,
         "answered_200": len(wanted),
         "missing": len(missing),
-        "events_acknowledged_twice": len(twice),
+        # A cut loses acknowledgements that were under way: what they were for is sent again, with its event_id.
         "events_sent_again_as_no_acknowledgement_came": sum(proxy.sent.values()) - len(proxy.sent),
         "longest_until_a_new_connection_s": {fault: round(seconds, 1) for fault, seconds in noticed.items()},
     }

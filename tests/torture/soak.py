@@ -32,7 +32,11 @@ def run(folder: Path, *, seed: int, count: int, say: Callable[[str], None] = pri
             for start in range(0, count, A_POST):
                 now = int(time.time())
                 items = [
-                    {"id": f"s{seed}-{number // 3}", "status": ("sent", "delivered", "read")[number % 3], "timestamp": now}
+                    {
+                        "id": f"s{seed}-{number // 3}",
+                        "status": ("sent", "delivered", "read")[number % 3],
+                        "timestamp": now,
+                    }
                     for number in range(start, min(count, start + A_POST))
                 ]
                 assert bridge.post({"statuses": items}) == 200, bridge.tail()
@@ -74,6 +78,6 @@ def _sample(bridge: Bridge) -> dict[str, int]:
     for name, pid in (("main", bridge.process.pid), ("receiver", receiver)):
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         sample[f"{name}_bytes"] = pages * os.sysconf("SC_PAGE_SIZE")
-        sample[f"{name}_threads"] = len(os.listdir(f"/proc/{pid}/task"))
-        sample[f"{name}_descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
+        sample[f"{name}_threads"] = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        sample[f"{name}_descriptors"] = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return sample

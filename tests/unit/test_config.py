@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from voluptuous import Invalid
-from yaml import YAMLError
 
 from bridge import config
 from bridge.config import (

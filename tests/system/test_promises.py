@@ -1,0 +1,24 @@
+"""The campaigns of scripts/torture in their short form: the promises under what homes and servers do to a process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.torture.campaigns import CAMPAIGNS
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_the_promises_hold_under(name: str, tmp_path: Path) -> None:
+    """A user would lose a message, or open a gate twice, on the day the power fails."""
+    campaign = CAMPAIGNS[name]
+    missing = campaign.missing()
+    if missing:
+        if os.environ.get("CI") == "true" and "must be root" not in missing:
+            pytest.fail(f"{name} cannot run: {missing}")
+        pytest.skip(f"{name} cannot run here: {missing}")
+    figures = campaign.run(tmp_path, seed=1, count=campaign.short)
+    print(name, figures)
