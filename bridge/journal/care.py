@@ -215,6 +215,8 @@ def _flaw(db: apsw.Connection, frames: int, *, is_suspect: bool) -> str | None:
     highest = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").get
     if not isinstance(facts.get("settled"), int) or not 0 <= facts["settled"] <= highest:
         return "more is settled than was stored"
+    if "tally" in facts and not (isinstance(facts["tally"], str) and _is_tally(facts["tally"])):
+        return "its counts are damaged"
     deadline = None if is_suspect else time.monotonic() + LOOK
     db.set_progress_handler(lambda: deadline is not None and time.monotonic() > deadline, 1_000)
     found = db.execute("PRAGMA quick_check(1)").get
@@ -337,12 +339,18 @@ def _save_facts(target: apsw.Connection, facts: dict[str, carve.Value]) -> None:
     for name, value in kept.items():
         target.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
     tally = facts.get("tally")
-    if isinstance(tally, str) and _is_json(tally):
+    if isinstance(tally, str) and _is_tally(tally):
         # It must not count on from a place that is given again.
         target.execute(
-            "INSERT INTO facts VALUES ('tally', json_set(?1, '$.upto', min(json_extract(?1, '$.upto'), ?2)))",
-            (tally, newest),
+            "INSERT INTO facts VALUES ('tally', json_set(?1, '$.upto', min(?1 ->> '$.upto', ?2)))", (tally, newest)
         )
+
+
+def _is_tally(text: str) -> bool:
+    match orjson.loads(text) if _is_json(text) else None:
+        case {"upto": int(), "day": str(), "total": dict(), "today": dict(), "failed": str() | None}:
+            return True
+    return False
 
 
 def _is_json(text: str) -> bool:

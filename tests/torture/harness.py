@@ -86,6 +86,7 @@ class Bridge:
             "webhook.listen": f"127.0.0.1:{self.port}",
             "mqtt.url": f"mqtt://127.0.0.1:{broker}" if broker else "embedded",
             "mqtt.keepalive": "5s",
+            "homeassistant.discovery": "false",
             "mqtt.embedded.listen": f"127.0.0.1:{free_port()}",
             "log.level": "info",
             **(settings or {}),

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from bridge.journal import Callback, DeadLetter, JournalError, care, carve, sqlite
+from bridge.journal import Callback, DeadLetter, JournalError, Learned, care, carve, sqlite
 from bridge.journal.care import Ballast, backup, ballast, file_system, mend, prepare, restore
 from bridge.journal.sqlite import MIGRATIONS, RESERVE, SqliteJournal, suspect_mark
 from bridge.model import Kind
@@ -685,6 +685,44 @@ class TestSalvage:
         ]
         with SqliteJournal(path) as journal:
             assert journal.stored_before(4000) == 1
+
+    def test_what_home_assistant_was_told_comes_along(self, path: Path) -> None:
+        """Buttons would change their names, and what stands on the broker would never be taken away."""
+        fill(path, status(1), click(2), settled=2)
+        with SqliteJournal(path) as journal:
+            journal.learn(
+                [Learned("button", "gate", "Open the gate", 2, 2, True), Learned("phone", "1555", "1555", 1, 1)]
+            )
+            journal.note_discoveries(put=["homeassistant/device_automation/one/config"])
+            counted = journal.tally("2026-09-21")
+            before = journal.learned()
+        self.mended(path)
+        with SqliteJournal(path) as journal:
+            assert journal.learned() == before
+            assert journal.discoveries() == {"homeassistant/device_automation/one/config"}
+            assert journal.tally("2026-09-21") == counted
+            assert counted.total
+
+    def test_places_that_are_given_again_are_counted(self, path: Path) -> None:
+        """The counts of statuses would stand still until the lost places are reached."""
+        fill(path, status(1), settled=1)
+        with SqliteJournal(path) as journal:
+            journal.tally("2026-09-21")
+        change(path, "UPDATE facts SET value = json_set(value, '$.upto', 77) WHERE name = 'tally'")
+        self.mended(path)
+        with SqliteJournal(path) as journal:
+            assert journal.tally("2026-09-21").upto == 1
+
+    @pytest.mark.parametrize(
+        "tally", ["no JSON", "[]", '{"upto":1}', '{"upto":"x","day":"","total":{},"today":{},"failed":1}']
+    )
+    def test_counts_of_no_sense_begin_anew(self, path: Path, tally: str) -> None:
+        """A bridge that cannot read its counts would not start."""
+        fill(path, status(1), settled=1)
+        change(path, f"INSERT INTO facts VALUES ('tally', '{tally}')")
+        self.mended(path)
+        with SqliteJournal(path) as journal:
+            assert journal.tally("2026-09-21").upto == 1
 
     def test_time_that_is_lost_begins_with_the_last_tick(self, path: Path) -> None:
         """Before it, nothing would come to its age until the new time had caught up."""

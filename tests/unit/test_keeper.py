@@ -18,6 +18,7 @@ from bridge import keeper as module
 from bridge.clock import Clock
 from bridge.config import Journal as Limits
 from bridge.config import Retain
+from bridge.homeassistant import messages
 from bridge.journal import BrokenStorageError, Callback, DeadLetter, NotStoredError, sqlite
 from bridge.journal.sqlite import RESERVE, SqliteJournal
 from bridge.keeper import CLEARING, HURRY, LOOK_EVERY, ROOM, ROUND_EVERY, SLICE, Keeper
@@ -476,8 +477,11 @@ class TestHealth:
             "oldest_age": 0.0,  # its receipt lies in this test's future
             "dead_letters": 1,
             "retained_topics": 2,
+            "messages": messages({}, {}),
+            "last_failure": None,
             "alarms": [],
             "clock_trusted": True,
+            "started_at": "2026-09-21T14:13:20.000Z",
             "uptime": 30,
             "at": "2026-09-21T14:13:50.000Z",
         }

@@ -410,7 +410,7 @@ class TestRoom:
                 for entry in large:
                     receiver.append([Callback((entry,))])
             publisher.settle(publisher.pending(0, 1000)[-1].seq)
-            assert publisher.prune(1000, 1000) > 50
+            assert publisher.prune(1000, 1000) > 40
             receiver.append([Callback((large[-1],))])
 
     def test_a_full_disk_is_called_a_full_disk(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
