@@ -459,7 +459,9 @@ class Publisher:
         self._ready_at = self._monotonic()
         self._proven = self._protocol
         self._failures = 0
-        if not self._held:
+        if self._held:
+            log.debug("trying again what was not allowed")
+        else:
             self._flows()
         newest = {progress.stored.topic: seq for seq, progress in self._window.items() if progress.stored.advances}
         latest = {progress.stored.kind: seq for seq, progress in self._window.items() if progress.holds_last}
