@@ -293,7 +293,9 @@ def test_a_broker_that_is_away_at_the_start_gets_everything_when_it_comes(
     found = kept(broker, subscriber, *(f"whatsapp/m{i}/status" for i in range(20)))
     assert len(found) == 21
     # Said once, however often it was tried.
-    assert len(logbook.said("nothing reaches the broker; everything is kept until it does", why="Connection refused")) == 1
+    assert (
+        len(logbook.said("nothing reaches the broker; everything is kept until it does", why="Connection refused")) == 1
+    )
     assert logbook.wait_for_line("connected")["protocol"] == broker.protocol
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from tests.torture.campaigns import CAMPAIGNS
 
-
 #: What test_faults.py tries step by step.
 ELSEWHERE = {"power-cut", "io-faults", "corruption", "clock"}
 

@@ -54,7 +54,11 @@ CAMPAIGNS = {
         "power_cut:run", "power cut over an SD card with a volatile cache", 30, 300, "power_cut:missing_means"
     ),
     "io-faults": Campaign(
-        "io_faults:run", "fsync and write fail at the Nth call; full disk, full journal", 30, 100, "io_faults:missing_means"
+        "io_faults:run",
+        "fsync and write fail at the Nth call; full disk, full journal",
+        30,
+        100,
+        "io_faults:missing_means",
     ),
     "corruption": Campaign("corruption:run", "the journal overwritten at random places, or cut short", 20, 100),
     "clock": Campaign("clock_jumps:run", "the wall clock jumps a day forwards and back", 20, 100),
