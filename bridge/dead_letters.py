@@ -57,9 +57,12 @@ def replay(settings: Settings, journal: SqliteJournal, letter: Buried) -> tuple[
         Whether it worked, and what happened in words.
     """
     if letter.source == "publication":
-        if letter.seq is None or not journal.publish_again(letter.seq):
+        if letter.seq == 0:
+            words = "it was published again with the rest of its update"
+        elif letter.seq is None or not journal.publish_again(letter.seq):
             return False, "its update is not in the journal any more"
-        words = "it is published again"
+        else:
+            words = "it is published again"
     else:
         try:
             parsed = payload.parse(letter.body)

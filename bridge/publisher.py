@@ -490,7 +490,9 @@ class Publisher:
         self._ready_at = self._monotonic()
         self._proven = self._protocol
         self._failures = 0
-        if not self._held:
+        if self._held:
+            log.debug("trying again what was not allowed")
+        else:
             self._flows()
         if self._discovery is not None:
             self._discovery.connected()

@@ -659,6 +659,7 @@ class SqliteJournal:
         """Put a settled update at the end of what is pending; whether it is still known.
 
         It goes out like a new one with its old `event_id`: a click that is too old by now is recorded, not fired.
+        Its other dead letters name place 0 from then on: all of it is published, so they have nothing left to try.
         """
         with self._storing() as db:
             place = db.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'updates'").get or 1
@@ -667,6 +668,7 @@ class SqliteJournal:
             moved = db.changes() > 0
             if moved:
                 db.execute("UPDATE ledger SET seq = ?1 WHERE seq = ?2", (place, seq))
+                db.execute("UPDATE dead_letters SET seq = 0 WHERE seq = ?", (seq,))
                 db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'updates'", (place,))
             return moved
 

@@ -17,34 +17,31 @@ class Campaign:
 
     Attributes:
         function: `module:function` below tests.torture.
-        programs: That must be installed.
-        root: Whether it mounts something.
+        means: `module:function` that names what a machine lacks for it.
     """
 
     function: str
     about: str
     short: int
     long: int
-    programs: tuple[str, ...] = ("mosquitto",)
-    root: bool = False
+    means: str | None = None
 
     def missing(self) -> str | None:
         """What this machine lacks to run it, in words; None if nothing."""
-        lacking = [program for program in self.programs if not _installed(program)]
-        if lacking:
-            return f"{', '.join(lacking)} is not installed"
-        if self.root and os.geteuid() != 0:
-            return "it mounts file systems and must be root for that"
-        return None
+        if shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+            return "mosquitto is not installed"
+        lacking: str | None = _named(self.means)() if self.means else None
+        return f"it needs {lacking}" if lacking else None
 
     def run(self, folder: Path, *, seed: int, count: int, say: Callable[[str], None] = print) -> dict[str, Any]:
-        module, _, name = self.function.partition(":")
-        run: Callable[..., dict[str, Any]] = getattr(importlib.import_module(f"tests.torture.{module}"), name)
-        return run(folder, seed=seed, count=count, say=say)
+        figures: dict[str, Any] = _named(self.function)(folder, seed=seed, count=count, say=say)
+        return figures
 
 
-def _installed(program: str) -> bool:
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
+def _named(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(f"tests.torture.{module}"), name)
+    return found
 
 
 CAMPAIGNS = {
@@ -53,5 +50,17 @@ CAMPAIGNS = {
     "network": Campaign("network:run", "delay, cut, cut in a packet, black hole, deaf, mute", 6, 60),
     "restore": Campaign("forgetting:restore", "a broker that lost its memory gets it back", 10_000, 100_000),
     "expiry": Campaign("forgetting:expire", "topics expire while updates go through", 20_000, 100_000),
+    "power-cut": Campaign(
+        "power_cut:run", "power cut over an SD card with a volatile cache", 30, 300, "power_cut:missing_means"
+    ),
+    "io-faults": Campaign(
+        "io_faults:run",
+        "fsync and write fail at the Nth call; full disk, full journal",
+        30,
+        100,
+        "io_faults:missing_means",
+    ),
+    "corruption": Campaign("corruption:run", "the journal overwritten at random places, or cut short", 20, 100),
+    "clock": Campaign("clock_jumps:run", "the wall clock jumps a day forwards and back", 20, 100),
     "soak": Campaign("soak:run", "memory, threads, descriptors and write-ahead log stay flat", 200_000, 1_000_000),
 }

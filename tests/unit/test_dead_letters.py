@@ -183,6 +183,19 @@ class TestReplay:
         assert again.event_id == entry.event_id
         assert numbers(journal) == []
 
+    def test_the_letters_of_one_update_are_one_try(self, settings: Settings, journal: SqliteJournal) -> None:
+        """An update has up to three publications; each of them tried by itself would fire a click three times."""
+        journal.append([Callback((Entry("0" * 32, Kind.BUTTON, "button/b", "event/button/b", 0, 1, NOW, "{}"),))])
+        journal.settle(1)
+        first, second = bury(journal, "publication", b"{}", seq=1), bury(journal, "publication", b"{}", seq=1)
+        assert replay(settings, journal, first) == (True, "it is published again")
+        journal.settle(2)
+        again = journal.dead_letter(second.number)
+        assert again is not None
+        assert replay(settings, journal, again) == (True, "it was published again with the rest of its update")
+        assert journal.pending(2, 10) == []
+        assert numbers(journal) == []
+
     @pytest.mark.parametrize("seq", [None, 77])
     def test_a_publication_whose_update_is_gone_stays(
         self, settings: Settings, journal: SqliteJournal, seq: int | None

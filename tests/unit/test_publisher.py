@@ -753,7 +753,7 @@ def test_the_checkpoint_does_not_run_ahead_of_what_is_restored(desk: Desk) -> No
 
 @pytest.mark.parametrize("answer", [None, 0x87])
 def test_the_checkpoint_waits_until_what_is_restored_was_taken(desk: Desk, answer: int | None) -> None:
-    """One topic that the broker did not take would be missing for ever, and the checkpoint say that it is there."""
+    """One topic that the broker did not take would be missing for ever, and the checkpoint would hide that."""
     desk.accept(*(status(message=f"m{i}") for i in range(5)))
     desk.run_until_known()
     desk.broker.retained.clear()
