@@ -99,7 +99,9 @@ class Bridges:
         self.made: list[Bridge] = []
 
     def start(self, name: str = "bridge", **settings: str) -> Bridge:
-        dotted = {key.replace("__", "."): value for key, value in settings.items()}
+        dotted = {"homeassistant.discovery": "true"} | {
+            key.replace("__", "."): value for key, value in settings.items()
+        }
         bridge = Bridge(self.folder / name, self.broker.port, settings=dotted)
         self.made.append(bridge)
         return bridge.start()
@@ -265,8 +267,9 @@ def test_a_new_prefix_or_base_topic_leaves_nothing_of_the_old_one(
     bridges: Bridges, recorder: Recorder, changed: dict[str, str]
 ) -> None:
     """Otherwise the device would stand there twice, one of them dead."""
-    bridges.start().stop()
+    first = bridges.start()
     settled(recorder)
+    first.stop()
     before = recorder.discoveries()
     bridges.start(**changed)
     wait_until(lambda: len(recorder.discoveries()) == len(before), "as many as before")
