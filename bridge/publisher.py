@@ -576,6 +576,7 @@ class Publisher:
             self._exhausted = True
             return False
         newest = {stored.kind: stored.seq for stored in updates}
+        fetched: list[Progress] = []
         for stored in updates:
             self._clock.observe(timestamp=stored.timestamp, uptime=stored.uptime)
             progress = Progress(stored, {Role.EVENT}, holds_last=newest[stored.kind] == stored.seq)
@@ -583,10 +584,11 @@ class Publisher:
                 progress.waiting.add(Role.STATE)
             if progress.holds_last:
                 progress.waiting.add(Role.LAST)
-            self._window[stored.seq] = progress
-        self._meet(updates)
-        for stored in updates:
-            self._launch(self._window[stored.seq])
+            fetched.append(progress)
+        self._meet(fetched)
+        for progress in fetched:
+            self._window[progress.stored.seq] = progress
+            self._launch(progress)
         self._fetched = updates[-1].seq
         return True
 
@@ -599,16 +601,17 @@ class Publisher:
         self._send(Flight(topic, payload, retain=True, discovers=True))
         return True
 
-    def _meet(self, updates: list[Stored]) -> None:
+    def _meet(self, fetched: list[Progress]) -> None:
         """Have new updates looked at for what Home Assistant must know before it gets them."""
         if self._discovery is None or not self._discovery.enabled:
             return
-        documents = [orjson.loads(stored.document) for stored in updates]
+        documents = [orjson.loads(progress.stored.document) for progress in fetched]
         self._discovery.meet(
-            (stored.seq, stored.kind, document) for stored, document in zip(updates, documents, strict=True)
+            (progress.stored.seq, progress.stored.kind, document)
+            for progress, document in zip(fetched, documents, strict=True)
         )
-        for stored, document in zip(updates, documents, strict=True):
-            progress = self._window[stored.seq]
+        for progress, document in zip(fetched, documents, strict=True):
+            stored = progress.stored
             progress.feed = feed_document(stored.kind, stored.event_id, document)
             if stored.kind is Kind.BUTTON:
                 progress.held_for = document["payload"]
