@@ -16,6 +16,8 @@ import structlog
 from bridge import publisher as module
 from bridge.clock import Clock
 from bridge.config import BrokerUrl, Tls
+from bridge.discovery import Discovery
+from bridge.homeassistant import Plan
 from bridge.journal import Callback
 from bridge.journal import sqlite as sqlite_module
 from bridge.journal.sqlite import SqliteJournal
@@ -268,8 +270,15 @@ class Desk:
         )
         self.publisher = self.anew()
 
-    def anew(self) -> Publisher:
+    def anew(self, *, discovery: bool = False) -> Publisher:
         """A new publisher on the same journal, as after a restart of the bridge."""
+        plan = Plan(
+            enabled=True,
+            prefix="homeassistant",
+            base_topic="whatsapp",
+            version="1",
+            link="https://example.org/",
+        )
         self.publisher = Publisher(
             self.settings,
             self.journal,
@@ -277,6 +286,7 @@ class Desk:
             Clock(wall=self.now.wall, uptime=self.now),
             connect=self.broker.connect,  # type: ignore[arg-type]
             monotonic=self.now,
+            discovery=Discovery(plan, self.journal, monotonic=self.now) if discovery else None,
         )
         self.publisher.start()
         return self.publisher
@@ -620,6 +630,36 @@ def test_a_click_that_grew_too_old_while_it_waited_for_its_turn_fires_no_more(de
 
     assert not desk.broker.last.on("event/button/")
     assert desk.late() == [11]
+
+
+def test_a_click_that_turns_late_while_home_assistant_learns_its_button(make_desk: Callable[..., Desk]) -> None:
+    """The gate would open although the click is too old, or nobody would learn that there was one."""
+    desk = make_desk(max_age=0.5)
+    desk.anew(discovery=True)
+    desk.run_until_ready()
+    desk.accept(click(timestamp=int(desk.now.wall())))
+    desk.run_until_settled()
+
+    assert any(sent.topic.startswith("homeassistant/device_automation/") for sent in desk.broker.last.sent)
+    assert desk.broker.last.on("event/") == []
+    assert json.loads(desk.broker.retained["whatsapp/button/gate"])["late"] is True
+    assert desk.late() == [1]
+
+
+def test_a_broker_that_hangs_up_at_discovery_gets_everything_else(make_desk: Callable[..., Desk]) -> None:
+    """mosquitto 2.0 does this where an ACL does not allow it; nothing would flow any more."""
+    desk = make_desk()
+    desk.anew(discovery=True)
+    desk.accept(click(), status(message="m1"))
+
+    def hanging_up(sent: Sent) -> int | ConnectionEndedError:
+        return ConnectionEndedError(HUNG_UP, hung_up=True) if sent.topic.startswith("homeassistant/") else 0
+
+    desk.broker.answer = hanging_up
+    desk.run_until_settled()
+
+    assert "whatsapp/m1/status" in desk.broker.retained
+    assert list(desk.journal.dead_letters()) == []
 
 
 def test_after_a_restart_a_late_click_is_still_told_as_late(desk: Desk) -> None:
