@@ -18,7 +18,7 @@ A_POST = 1_000
 def restore(folder: Path, *, seed: int, count: int, say: Callable[[str], None] = print) -> dict[str, object]:
     """Have a broker without memory killed and started again over `count` topics; returns the figures."""
     broker = Mosquitto(folder / "broker").start()
-    bridge = Bridge(folder / "bridge", broker.port)
+    bridge = Bridge(folder / "bridge", broker.port, settings={"retain.max_topics": "1000000"})
     with ended(broker, bridge):
         bridge.start()
         with Subscriber(broker.port) as witness:
