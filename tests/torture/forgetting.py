@@ -18,7 +18,7 @@ A_POST = 1_000
 def restore(folder: Path, *, seed: int, count: int, say: Callable[[str], None] = print) -> dict[str, object]:
     """Have a broker without memory killed and started again over `count` topics; returns the figures."""
     broker = Mosquitto(folder / "broker").start()
-    bridge = Bridge(folder / "bridge", broker.port)
+    bridge = Bridge(folder / "bridge", broker.port, settings={"retain.max_topics": "1000000"})
     with ended(broker, bridge):
         bridge.start()
         with Subscriber(broker.port) as witness:
@@ -73,7 +73,7 @@ def expire(folder: Path, *, seed: int, count: int, say: Callable[[str], None] = 
             _fill(bridge, seed, count)
             wait_until(lambda: len(witness.events) == count, "everything arrives", 120)
             began = time.monotonic()
-            while len(old := [topic for topic in list(witness.states) if topic.startswith(f"r{seed}-")]) > 0:
+            while len(old := [topic for topic in witness.states.copy() if topic.startswith(f"r{seed}-")]) > 0:
                 assert time.monotonic() - began < lifetime + 180, f"{len(old)} topics never expire\n{bridge.tail()}"
                 probes += 1
                 posted = time.monotonic()
@@ -110,6 +110,6 @@ def _topics(states: dict[str, dict[str, object]]) -> dict[str, object]:
     """What stands about messages, without the bridge's own."""
     return {
         topic: content["event_id"]
-        for topic, content in list(states.items())
+        for topic, content in states.copy().items()
         if topic.endswith("/status") and "event_id" in content and not topic.startswith("last/")
     }

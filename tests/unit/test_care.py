@@ -545,6 +545,7 @@ class TestDamage:
         assert alarm is not None
         assert "was damaged" in alarm
         assert known(path) == {1, 2}
+        assert len(list(path.parent.glob("journal.db.corrupt-*-wal"))) == 2
         assert not path.with_name("journal.db.mending").exists()
 
     def test_what_a_start_that_was_cut_off_left_behind_is_tidied_away(self, path: Path) -> None:
@@ -756,6 +757,7 @@ class TestSalvage:
             change(path, f"UPDATE updates SET {broken} WHERE seq = {seq}")
         self.mended(path)
         assert known(path) == {6, 7}
+        assert ask(path, "SELECT min(seq) FROM updates") == [(6,)]
 
     def test_types_that_the_schema_does_not_allow_are_left_out(self, path: Path) -> None:
         """As damage may well make an integer of a text."""
