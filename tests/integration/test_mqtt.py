@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -358,6 +359,27 @@ def test_publications_pass_through_tls_and_websockets(
     assert there.wait_for_message("whatsapp/large").payload == b"x" * 50_000
 
 
+def test_what_came_in_one_encrypted_record_is_read_at_once(peer: Callable[..., Peer], certificates: Path) -> None:
+    """What TLS holds back does not wake the bridge: an acknowledgement would wait for the next one, or for ever."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+
+    def speaking(sock: socket.socket) -> None:
+        with context.wrap_socket(sock, server_side=True) as encrypted:
+            read_packet(encrypted)
+            encrypted.sendall(CONNACK_311 + b"".join(b"\x30\x04\x00\x01a" + b"%d" % i for i in range(5)))
+            read_packet(encrypted)
+
+    connection = connection_to(peer(speaking).url("mqtts"), "3.1.1", Tls(ca=certificates / "ca.pem"))
+    connection.open()
+    try:
+        # The first look that sees any of it sees all of it.
+        drive(connection, lambda: connection.connected)
+        assert [message.payload for message in connection.messages] == [b"0", b"1", b"2", b"3", b"4"]
+    finally:
+        connection.close()
+
+
 @pytest.mark.parametrize("scheme", ["mqtts", "wss"])
 @pytest.mark.parametrize("ca", [None, "other-ca.pem"])
 def test_a_certificate_that_is_not_trusted_ends_it_with_the_setting_to_look_at(
@@ -454,8 +476,10 @@ def test_a_websocket_to_something_that_is_none_ends_in_words(mosquitto: Callable
 def test_an_odd_answer_to_a_websocket_ends_only_the_connection(peer: Callable[..., Peer], answer: bytes) -> None:
     """A proxy's error page would end the whole bridge."""
 
+    asked = []
+
     def answering(sock: socket.socket) -> None:
-        sock.recv(4096)
+        asked.append(sock.recv(4096))
         sock.sendall(answer)
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(4096):
@@ -463,9 +487,10 @@ def test_an_odd_answer_to_a_websocket_ends_only_the_connection(peer: Callable[..
 
     there = peer(answering)
 
-    error = end_of(connection_to(there.url("ws"), "5"))
+    error = end_of(connection_to(BrokerUrl("ws", HOST, there.port, "/broker/ws"), "5"))
 
-    assert str(error).startswith(f"no connection to ws://127.0.0.1:{there.port}/mqtt: ")
+    assert str(error).startswith(f"no connection to ws://127.0.0.1:{there.port}/broker/ws: ")
+    assert asked[0].startswith(b"GET /broker/ws HTTP/1.1\r\n")
 
 
 # --- what the broker says of itself -----------------------------------------------------------------------------------

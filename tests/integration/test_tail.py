@@ -271,9 +271,26 @@ def test_a_broker_that_comes_later_is_waited_for(mosquitto: Callable[..., Mosqui
 
     [shown] = there.result()
     assert "whatsapp/x" in shown
-    # Said once, however often it was tried.
     words = f"whatsapp2mqtt: no connection to mqtt://{HOST}:{server.port}: Connection refused; trying again"
     assert there.said.count(words) == 1
+
+
+def test_trouble_is_said_once_however_often_it_is_tried(peer: Callable[..., Peer], following: Follow) -> None:
+    """The terminal would scroll away what was shown before."""
+    tried: list[socket.socket] = []
+
+    def treat(sock: socket.socket) -> None:
+        tried.append(sock)
+        if len(tried) > 5:
+            speaking((b"whatsapp/x", b"x"))(sock)
+
+    there = peer(treat)
+    tail = following(settings_for(f"mqtt://{HOST}:{there.port}", protocol="3.1.1"))
+
+    tail.result()
+
+    assert len(tail.said) == 1
+    assert "closed the connection before it answered" in tail.said[0]
 
 
 def test_a_broker_that_goes_and_comes_back_is_followed_on(

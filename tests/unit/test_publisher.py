@@ -437,12 +437,31 @@ def test_a_broker_that_gives_nothing_back_is_left_with_words(desk: Desk, log: li
 
 def test_somebody_elses_introduction_is_not_taken_for_our_own(desk: Desk) -> None:
     """What the bridge of yesterday left on the broker proves nothing about today."""
-    desk.broker.retained["whatsapp/bridge/info"] = b'{"version":"0"}'
-    desk.broker.answer = lambda sent: 0 if own(sent) else None
-    desk.run_until_ready()
-    desk.broker.last.messages.append(Message("whatsapp/bridge/info", b'{"version":"0"}', retain=True))
-    desk.turn()
-    assert desk.publisher.connected
+    yesterdays = b'{"version":"0"}'
+
+    def dropping(sent: Sent) -> int | None:
+        if sent.topic != "whatsapp/bridge/info":
+            return 0
+        desk.broker.last.acknowledge(sent)
+        desk.broker.retained["whatsapp/bridge/info"] = yesterdays
+        return None
+
+    desk.broker.answer = dropping
+    desk.accept(status())
+    desk.run(60)
+    assert not any(connection.on("event/") for connection in desk.broker.connections)
+    assert len(desk.broker.connections) > 2
+
+
+def test_a_broker_that_hangs_up_at_the_introduction_leaves_no_dead_letter(desk: Desk) -> None:
+    """The dead letters would fill with the bridge's own words each time a broker starts badly."""
+    desk.accept(status())
+    desk.broker.answer = lambda sent: (
+        ConnectionEndedError(HUNG_UP, hung_up=True) if sent.topic == "whatsapp/bridge/info" else 0
+    )
+    desk.run(60)
+    assert len(desk.broker.connections) > 4
+    assert desk.dead_letters() == []
 
 
 # --- a new connection -------------------------------------------------------------------------------------------------
@@ -793,7 +812,7 @@ def test_the_checkpoint_does_not_run_ahead_of_what_is_restored(desk: Desk) -> No
 
 @pytest.mark.parametrize("answer", [None, 0x87])
 def test_the_checkpoint_waits_until_what_is_restored_was_taken(desk: Desk, answer: int | None) -> None:
-    """One topic that the broker did not take would be missing for ever, and the checkpoint would hide that."""
+    """One topic that the broker did not take would be missing for ever, behind a checkpoint that says it is there."""
     desk.accept(*(status(message=f"m{i}") for i in range(5)))
     desk.run_until_known()
     desk.broker.retained.clear()
@@ -848,15 +867,15 @@ def test_a_broker_that_got_everything_back_gets_a_checkpoint_too(desk: Desk) -> 
 def test_the_latest_of_all_comes_back_also_while_its_update_is_on_its_way(desk: Desk) -> None:
     """The dashboard's latest message would be missing until there is a next one."""
     desk.accept(status(message="m1"))
-    desk.broker.answer = lambda sent: None if sent.topic.endswith(("m1/status", "event/status/sent")) else 0
+    # All but the latest of all is held, so that it goes out again without caution.
+    desk.broker.answer = lambda sent: 0x87 if sent.topic.endswith(("m1/status", "event/status/sent")) else 0
     desk.run_until(lambda: "whatsapp/last/status" in desk.broker.retained)
-    desk.turn()
+    desk.run_until(lambda: desk.broker.last.closed)
     # The broker goes back to what it had written before.
     desk.broker.retained.clear()
     older = json.dumps({"seq": 0, "journal": desk.journal.identity()}).encode()
     desk.broker.retained["whatsapp/bridge/checkpoint"] = older
     desk.broker.answer = lambda _: 0
-    desk.broker.end()
 
     desk.run_until(lambda: desk.broker.checkpoint() == 1)
 
@@ -994,6 +1013,25 @@ def test_only_what_the_broker_hangs_up_at_is_a_dead_letter(desk: Desk) -> None:
     desk.broker.answer = restarting
     desk.run_until_settled()
     assert len(desk.dead_letters()) <= 1
+
+
+def test_a_message_that_the_broker_took_after_all_leaves_no_mark_on_its_topic(desk: Desk) -> None:
+    """All events of a status share a topic: two cuts of the line today and one next week would cost a message."""
+    left = [0]
+
+    def cutting(sent: Sent) -> int | ConnectionEndedError:
+        if sent.topic.startswith("whatsapp/event/") and left[0]:
+            left[0] -= 1
+            return ConnectionEndedError(HUNG_UP, hung_up=True)
+        return 0
+
+    desk.broker.answer = cutting
+    for i in range(4):
+        left[0] = module.STRIKES - 1
+        desk.accept(status(message=f"m{i}"))
+        desk.run_until_settled()
+    assert left == [0]
+    assert desk.dead_letters() == []
 
 
 def test_what_is_restored_can_be_what_the_broker_hangs_up_at(desk: Desk) -> None:
