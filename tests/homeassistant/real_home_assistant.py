@@ -36,7 +36,11 @@ class House:
         self.bridge = Bridge(
             folder / "bridge",
             self.broker.port,
-            settings={"homeassistant.buttons": json.dumps(DECLARED), "homeassistant.max_buttons": "250"},
+            settings={
+                "homeassistant.discovery": "true",
+                "homeassistant.buttons": json.dumps(DECLARED),
+                "homeassistant.max_buttons": "250",
+            },
         )
         self.home = HomeAssistant(folder / "home", self.broker.port)
         self.heard: list[tuple[str, bytes]] = []
