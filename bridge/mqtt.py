@@ -287,7 +287,8 @@ class Connection:
 
     def _on_disconnect(self, _: Any, __: Any, ___: Any, reason: ReasonCode, ____: Any) -> None:
         if self._ended is None:
-            self._ended = self._closed(str(reason))
+            # "Unspecified error" is paho's word for a line that was cut.
+            self._ended = self._closed("" if str(reason) == "Unspecified error" else str(reason))
 
     def _on_publish(self, _: Any, __: Any, number: int, reason: ReasonCode, ___: Any) -> None:
         self.acks.append(Ack(number, reason.value))

@@ -812,7 +812,7 @@ class Publisher:
             self._done(flight)
             if flight.retain:
                 self._untaken.discard(flight.topic)
-            if self._held and flight.progress is not None:
+            if self._held and not flight.is_own:
                 self._flows()
         if oldest is not flight and self._monotonic() - oldest.sent_at > self._settings.keepalive:
             # Others are acknowledged, and this one never.
