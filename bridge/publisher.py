@@ -212,6 +212,7 @@ class Publisher:
         self._trouble: str | None = None  # why nothing flows
         self._told: set[str] = set()  # what was logged since something flowed
         self._held = False  # by a broker that does not allow what we publish
+        self._denial: ConnectionEndedError | None = None  # of it, while other acknowledgements are still to come
 
         # Updates between what is settled and what was fetched, in order.
         self._window: dict[int, Progress] = {}
@@ -296,17 +297,25 @@ class Publisher:
         """Do what can be done without waiting; whether anything was."""
         self._turn = self._monotonic()
         if self._connection is None:
-            return self._open_if_due()
-        try:
-            did = self._exchange()
-            if self._greeting is not Greeting.READY:
-                did |= self._greet()
-            if self._greeting is Greeting.READY:
-                did |= self._fill()
-        except ConnectionEndedError as error:
-            self._lose(error)
-            return True
+            did = self._open_if_due()
+        else:
+            try:
+                did = self._talk()
+            except ConnectionEndedError as error:
+                self._lose(error)
+                return True
         return self._settle() or did
+
+    def _talk(self) -> bool:
+        """Hear the broker, and tell it what is due; whether anything was said."""
+        did = self._exchange()
+        if self._denial is not None:
+            return did  # nothing more is sent on this connection
+        if self._greeting is not Greeting.READY:
+            did |= self._greet()
+        if self._greeting is Greeting.READY:
+            did |= self._fill()
+        return did
 
     def _wait(self) -> None:
         """Until the broker, a receiver or `stop` has something, or something is due."""
@@ -317,7 +326,8 @@ class Publisher:
             patience = max(0.0, min(POLL, self._retry_at - self._monotonic()))
         else:
             self._connection.poll(poller)
-            if self._greeting is not Greeting.READY or self._listening or self._settled > self._noted or self._cleared:
+            unfinished = self._listening or self._denial is not None or self._settled > self._noted or self._cleared
+            if self._greeting is not Greeting.READY or unfinished:
                 patience = SETTLE_EVERY
             if self._greeting is Greeting.READY and len(self._flights) < self._room():
                 due = min(self._paced.due(), self._discovery.due() if self._discovery is not None else math.inf)
@@ -355,21 +365,19 @@ class Publisher:
         except ConnectionEndedError as error:
             ended = error  # what was acknowledged before the end counts, or it would be sent again
         acks, connection.acks = connection.acks, []
-        denial: ConnectionEndedError | None = None
         for ack in acks:
-            found = self._acknowledge(ack)
-            denial = denial or found
+            ended = self._acknowledge(ack) or ended
         for message in connection.messages:
             self._hear(message.topic, message.payload)
         connection.messages.clear()
-        if denial is not None or ended is not None:
+        if ended is not None or (self._denial is not None and not self._flights):
             # Only now, with every other acknowledgement noted: what was taken must not be sent again.
-            raise denial or ended  # type: ignore[misc]  # one of them is an error
+            raise self._denial or ended  # type: ignore[misc]  # one of them is an error
         now = self._monotonic()
         if acks or not self._flights:
             self._last_ack = now
         elif now - self._last_ack > self._settings.keepalive:
-            raise ConnectionEndedError(f"{self._settings.broker} acknowledges nothing any more")
+            raise self._denial or ConnectionEndedError(f"{self._settings.broker} acknowledges nothing any more")
         return bool(acks)
 
     def _lose(self, error: ConnectionEndedError) -> None:
@@ -381,6 +389,7 @@ class Publisher:
         in_flight = len(self._flights)
         if was_ready and in_flight and error.hung_up:
             self._suspect()
+        self._denial = None
         self._flights.clear()
         self._waiting.clear()
         self._paced.clear()
@@ -798,11 +807,14 @@ class Publisher:
         flight = self._flights.get(ack.number)
         if flight is None:
             return None
-        if ack.code in HOLDING_CODES and not flight.discovers:
-            # Not this message's fault: nothing is given up, everything waits until the broker allows it.
-            return ConnectionEndedError(self._permission_wanted(flight.topic, ack.code), refused=True)
         oldest = next(iter(self._flights.values()))
         del self._flights[ack.number]
+        if ack.code in HOLDING_CODES and not flight.discovers:
+            # Not this message's fault: nothing is given up, everything waits until the broker allows it.
+            self._denial = self._denial or ConnectionEndedError(
+                self._permission_wanted(flight.topic, ack.code), refused=True
+            )
+            return None
         if not flight.is_own:
             self._cautious = max(0, self._cautious - 1)
         self._strikes.pop(flight.topic, None)
@@ -854,8 +866,11 @@ class Publisher:
             f"allow it {self._settings.base_topic}/#"
         )
 
-    def _settle(self) -> bool:
+    def _settle(self, *, last: bool = False) -> bool:
         """Move on over what is done, and note it: in the journal, and on the broker as a checkpoint.
+
+        Args:
+            last: There is no later time to note it.
 
         Returns:
             Whether something was noted.
@@ -870,12 +885,13 @@ class Publisher:
         now = self._monotonic()
         idle = not self._flights and not self._waiting
         if (self._settled > self._noted or self._dead or self._cleared) and (
-            idle or now - self._noted_at >= SETTLE_EVERY
+            idle or last or now - self._noted_at >= SETTLE_EVERY
         ):
             did = self._note(now)
         if (
             self._greeting is Greeting.READY
             and self._connection is not None
+            and self._denial is None
             and self._is_restored
             and self._noted != self._checkpointed
             and not (self._cautious and self._flights)  # what is suspected goes alone
@@ -894,8 +910,12 @@ class Publisher:
         late = sorted(seq for seq in self._late if seq <= self._settled)
         try:
             # Waiting for a receiver that is writing would hold up what is to be published; not for ever, though.
-            overdue = now - self._noted_at > SETTLE_OVERDUE
-            self._journal.settle(self._settled, late=late, dead=self._dead, wait=overdue)
+            overdue = now - self._noted_at > SETTLE_OVERDUE or self._stopping.is_set()
+            if self._settled > self._noted or self._dead:
+                self._journal.settle(self._settled, late=late, dead=self._dead, wait=overdue)
+                self._noted = self._settled
+                self._late.difference_update(late)
+                self._dead = []
             if self._cleared:
                 self._journal.cleared(self._cleared)
                 self._cleared = []
@@ -912,9 +932,6 @@ class Publisher:
             return False
         self._noted_at = now
         self._unnoted = ""
-        self._late.difference_update(late)
-        self._dead = []
-        self._noted = self._settled
         return True
 
     def _publish_checkpoint(self, now: float) -> None:
@@ -947,7 +964,7 @@ class Publisher:
                 poller = select.poll()
                 self._connection.poll(poller)
                 poller.poll(50 if self._flights else 5)
-        self._settle()
+        self._settle(last=True)
         if self._connection is not None:
             self._connection.close(politely=said_goodbye)
             self._connection = None

@@ -707,7 +707,7 @@ def test_an_end_in_the_middle_says_that_the_broker_ended_it(
     connection = opened(connection_to(server.url(), "5"))
     server.kill()
 
-    with pytest.raises(ConnectionEndedError, match="ended the connection") as ended:
+    with pytest.raises(ConnectionEndedError, match=r"ended the connection \(closed\)") as ended:
         drive(connection, lambda: False)
 
     assert not ended.value.other_version

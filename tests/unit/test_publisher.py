@@ -18,10 +18,10 @@ from bridge.clock import Clock
 from bridge.config import BrokerUrl, Tls
 from bridge.discovery import Discovery
 from bridge.homeassistant import Plan
-from bridge.journal import Callback
+from bridge.journal import BusyError, Callback
 from bridge.journal import sqlite as sqlite_module
 from bridge.journal.sqlite import SqliteJournal
-from bridge.model import ButtonClick, StatusUpdate, Update
+from bridge.model import ButtonClick, Kind, StatusUpdate, Update
 from bridge.mqtt import Ack, ConnectionEndedError, Limits, Message
 from bridge.publisher import Publisher, PublisherSettings
 from bridge.topics import entry
@@ -124,8 +124,7 @@ class FakeConnection:
             return
         self.messages += self._coming
         self._coming = []
-        while self._handled < len(self.sent):
-            sent = self.sent[self._handled]
+        for sent in self.sent[self._handled :][: self.broker.pace]:
             answer = self.broker.answer(sent)
             if isinstance(answer, ConnectionEndedError):
                 raise answer
@@ -137,8 +136,10 @@ class FakeConnection:
     def acknowledge(self, sent: Sent, code: int = 0) -> None:
         sent.acknowledged = True
         self.acks.append(Ack(sent.number, code))
-        if code < 0x80 and sent.retain:
+        if code < 0x80 and sent.retain and sent.payload:
             self.broker.retained[sent.topic] = sent.payload
+        elif code < 0x80 and sent.retain:
+            self.broker.retained.pop(sent.topic, None)
 
     def on(self, prefix: str) -> list[Sent]:
         return [sent for sent in self.sent if sent.topic.startswith(f"whatsapp/{prefix}")]
@@ -155,6 +156,7 @@ class FakeBroker:
         answer: To a publication: a reason code, None for no answer yet, or the error with which the connection ends.
         refuses: Why a connection does not come about, or None.
         gives_back: Whether retained messages come to those who subscribe.
+        pace: So many publications are taken at a time; None: all.
     """
 
     def __init__(self, now: Now) -> None:
@@ -163,6 +165,7 @@ class FakeBroker:
         self.retained: dict[str, bytes] = {}
         self.limits = Limits()
         self.gives_back = True
+        self.pace: int | None = None
         self.answer: Callable[[Sent], int | ConnectionEndedError | None] = lambda _: 0
         self.refuses: Callable[[FakeConnection], ConnectionEndedError | None] = lambda _: None
         self._ending: ConnectionEndedError | None = None
@@ -946,14 +949,32 @@ def test_what_the_broker_does_not_allow_waits(desk: Desk, log: list[dict[str, An
     desk.run_until_settled()
 
 
-def test_what_waits_for_a_permission_does_not_fire_again_what_was_taken(desk: Desk) -> None:
+@pytest.mark.parametrize("pace", [None, 1])
+def test_what_waits_for_a_permission_does_not_fire_again_what_was_taken(desk: Desk, pace: int | None) -> None:
     """With a state that may not be published the gate would open every ten seconds."""
+    desk.broker.pace = pace
     desk.accept(click())
     desk.broker.answer = lambda sent: 0x87 if sent.topic == "whatsapp/button/gate" else 0
 
     desk.run(60)
 
     assert len([sent for connection in desk.broker.connections for sent in connection.on("event/")]) == 1
+
+
+def test_a_permission_that_was_given_ends_the_trouble_also_where_nothing_is_new(desk: Desk) -> None:
+    """The admin page, and Home Assistant, would tell of a trouble that is long over."""
+    desk.accept(*(status(message=f"m{i}") for i in range(3)))
+    desk.run_until_known()
+    desk.broker.retained.clear()
+    desk.broker.answer = lambda sent: 0x87 if sent.topic == "whatsapp/m1/status" else 0
+    desk.broker.end()
+    desk.run_until(lambda: desk.publisher.trouble and "0x87" in desk.publisher.trouble)
+
+    desk.broker.answer = lambda _: 0
+    desk.run_until(lambda: desk.broker.checkpoint() == 3)
+
+    assert desk.publisher.connected
+    assert desk.publisher.trouble is None
 
 
 def test_a_denial_counts_also_where_the_broker_hangs_up_behind_it(desk: Desk, log: list[dict[str, Any]]) -> None:
@@ -1263,6 +1284,81 @@ def test_what_is_in_flight_at_the_end_is_waited_for_and_what_is_not_stays(desk: 
     assert desk.broker.checkpoint() == desk.journal.settled()
 
 
+def test_a_journal_that_is_busy_at_the_end_is_waited_for(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was published in the last second would all be published, and fired, again at the next start."""
+    settle = desk.journal.settle
+
+    def busy(upto: int, *, wait: bool = True, **more: Any) -> None:
+        if not wait:
+            raise BusyError("another one is writing")
+        settle(upto, **more)
+
+    desk.run_until_known()
+    monkeypatch.setattr(module, "SETTLE_OVERDUE", 1_000_000.0)  # the last note was a moment ago
+    monkeypatch.setattr(desk.journal, "settle", busy)
+    desk.accept(status(), click())
+    desk.run_until(lambda: desk.broker.last.on("event/button/"))
+
+    desk.finish()
+
+    assert desk.journal.settled() == 2
+
+
+def test_what_was_acknowledged_is_noted_while_the_broker_is_away(desk: Desk) -> None:
+    """A bridge that is killed meanwhile would fire it again."""
+    desk.run_until_known()
+    desk.accept(status(), click())
+    desk.broker.answer = lambda _: None
+    desk.run_until(lambda: desk.broker.last.on("event/button/"))
+    connection = desk.broker.last
+    for sent in connection.sent:
+        connection.acknowledge(sent)
+    desk.broker.refuses = lambda _: ConnectionEndedError("away")
+    desk.broker.end()
+
+    desk.run(1)
+
+    assert not desk.publisher.connected
+    assert desk.journal.settled() == 2
+
+
+def test_what_was_acknowledged_in_the_last_moment_is_noted_beside_what_was_not(desk: Desk) -> None:
+    """What hangs must not make the rest fire again at the next start."""
+    desk.run_until_known()
+    desk.publisher._noted_at = desk.now() + 60  # no other note meanwhile
+    desk.broker.answer = lambda sent: None if "hangs" in sent.topic else 0
+    desk.accept(status(message="m1"), click(), status(message="hangs"))
+    desk.run_until(lambda: desk.broker.last.on("hangs/"))
+    assert desk.journal.settled() == 0
+
+    desk.finish()
+
+    assert desk.journal.settled() == 2
+
+
+def test_a_dead_letter_is_buried_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of what was not delivered would grow with each try to write something else."""
+    desk.accept(status(message="m0"))
+    desk.run_until_known()
+    cleared, left = desk.journal.cleared, [3]
+
+    def busy(topics: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise BusyError("another one is writing")
+        cleared(topics)
+
+    monkeypatch.setattr(desk.journal, "cleared", busy)
+    # A topic is taken off and a publication refused in the same moment.
+    desk.journal.expire(Kind.STATUS, 1, 10)
+    desk.publisher.clear_expired()
+    desk.accept(status(message="bad"))
+    desk.broker.answer = lambda sent: 0x90 if sent.topic == "whatsapp/bad/status" else 0
+    desk.run_until(lambda: not left[0] and not desk.publisher._cleared)
+
+    assert [body["topic"] for _, body in desk.dead_letters()] == ["whatsapp/bad/status"]
+
+
 def test_the_end_does_not_wait_for_ever(desk: Desk) -> None:
     """Whoever stops the bridge would have to kill it."""
     desk.accept(status())
@@ -1326,13 +1422,14 @@ class Weather:
     def rain(self) -> None:
         """One thing happens."""
         desk, broker, chance = self._desk, self._desk.broker, self._chance
-        often, rarely = ["updates", "mood", "time"], ["cut", "away", "write", "forget", "stop", "kill"]
+        often, rarely = ["updates", "mood", "time"], ["cut", "away", "write", "forget", "stop", "kill", "expire"]
         what = chance.choice(often * 5 + rarely)
         if what == "updates":
             self._updates(chance.randint(1, 8))
         elif what == "mood":
             self._mood = chance.choice(["good", "good", "silent", "forgetful", "denying"])
             broker.limits = Limits(in_flight=chance.choice([1, 2, 20, 65_535]))
+            broker.pace = chance.choice([None, None, 1, 3])
         elif what == "time":
             desk.run(chance.choice([0.01, 0.3, 2, 10, 40]))
         elif what == "cut":
@@ -1346,6 +1443,9 @@ class Weather:
             # A broker that was killed: it knows what it had written, and its connections are gone.
             broker.retained, self._holds = dict(self._written[0]), dict(self._written[1])
             broker.die()
+        elif what == "expire":
+            desk.journal.expire(chance.choice([Kind.STATUS, Kind.BUTTON]), desk.journal.settled(), chance.randint(1, 5))
+            desk.publisher.clear_expired()
         else:
             if what == "stop":
                 desk.finish()
@@ -1362,9 +1462,10 @@ class Weather:
         self._mood = "good"
         desk.broker.refuses = lambda _: None
         desk.broker.limits = Limits()
+        desk.broker.pace = None
         self._updates(1)
         desk.run_until_known()
-        desk.run(3)
+        desk.run(3 * desk.settings.keepalive)  # what was never acknowledged is tried again
         assert desk.dead_letters() == []
         assert self._fired == set(self._place)
         ledger = desk.journal.retained((0, ""), 1_000_000, 1_000_000)
@@ -1397,6 +1498,9 @@ class Weather:
             self._holds[sent.topic] = place
         elif sent.event_id:
             self._fired.add(sent.event_id)
+        elif not own(sent):
+            assert not sent.payload
+            self._holds.pop(sent.topic, None)
         return 0
 
 
