@@ -337,6 +337,28 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
         click.echo(f"{len(found.all)} topics are gone.")
 
 
+@main.command("install-service")
+@click.option("--dry-run", is_flag=True, help="Only say what would be written and run.")
+@click.option("--uninstall", is_flag=True, help="Stop the service and remove it; settings and state stay.")
+def install_service(dry_run: bool, uninstall: bool) -> None:
+    """Install the bridge as a service of systemd, started at boot; as root.
+
+    Settings stand in /etc/whatsapp2mqtt/config.yaml, the journal in /var/lib/whatsapp2mqtt. Again, it brings the
+    service up to date with the settings and the program, and changes nothing else.
+    """
+    from bridge import install
+
+    with _explained():
+        try:
+            if uninstall:
+                install.uninstall(install.this_system(), click.echo, dry_run=dry_run)
+            else:
+                install.install(install.this_system(), install.this_program(), click.echo, dry_run=dry_run)
+        except install.InstallError as error:
+            click.echo(f"whatsapp2mqtt: {error}", err=True)
+            sys.exit(EXIT_FAILED)
+
+
 @main.command()
 def version() -> None:
     """Print the versions of the bridge and of what it stands on."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import http.client
 import multiprocessing
 import os
 import platform
@@ -25,10 +26,11 @@ import structlog
 from granian.constants import Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
+from granian.net import SocketHolder  # type: ignore[attr-defined]  # not in its list of exports
 from granian.server import MPServer
 
 from bridge import __version__, logs, receiver, systemd
-from bridge.broker import BrokerMissingError, EmbeddedBroker, accepts, find_program, is_a_broker
+from bridge.broker import BrokerMissingError, EmbeddedBroker, find_program, is_a_broker
 from bridge.clock import Clock
 from bridge.config import Address, ConfigError, Loaded, Settings, state_directory
 from bridge.discovery import Discovery
@@ -47,6 +49,8 @@ log = structlog.get_logger()
 RECEIVER_PATIENCE = 4
 #: Seconds that the publisher's thread has to end.
 PUBLISHER_PATIENCE = 5.0
+#: Connections that wait while all threads of the receivers are busy, or while the receivers are started anew.
+BACKLOG = 1024
 #: Seconds between two heartbeats, unless systemd's watchdog wants more of them.
 HEARTBEAT = 5.0
 
@@ -78,11 +82,35 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
     program = _embedded_program(settings)
     _make_state_directory()
     with alone(settings.journal_path):
-        _check_free(settings.webhook.listen, "webhook.listen")
+        listener = _inherited_listener(settings.webhook.listen)
+        if listener is None:
+            _check_free(settings.webhook.listen, "webhook.listen")
         if program is not None:
             _check_broker_free(settings.mqtt.embedded.listen)
         alarm = prepare(settings.journal_path)
-        return _Bridge(settings, program, on_ready, alarm).serve()
+        return _Bridge(settings, program, on_ready, alarm, listener).serve()
+
+
+class _Server(MPServer):
+    """granian's supervisor, which can also serve a socket that systemd holds open.
+
+    Then nobody is refused while the bridge restarts: connections wait in the socket. granian has no setting for it,
+    but keeps such a socket itself where each worker cannot open its own; the same attributes are used here.
+    """
+
+    def __init__(self, *arguments: Any, listener: socket.socket | None, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._listener = listener
+
+    def _init_shared_socket(self) -> None:
+        if self._listener is None:
+            super()._init_shared_socket()  # type: ignore[no-untyped-call]
+            return
+        self._listener.setblocking(False)  # as those that granian makes
+        self._listener.set_inheritable(True)
+        self._sfd = self._listener.fileno()  # type: ignore[assignment]  # first None there
+        self._shd = SocketHolder(self._sfd, False, BACKLOG)  # type: ignore[assignment,call-arg]  # likewise
+        self._sso = self._listener
 
 
 class _Bridge:
@@ -94,9 +122,11 @@ class _Bridge:
         program: Path | None,
         on_ready: Callable[[Ready], None] | None,
         alarm: str | None,
+        listener: socket.socket | None,
     ) -> None:
         self._settings = settings
         self._on_ready = on_ready
+        self._listener = listener
         self._failure: str | None = None
         self._threads: dict[str, threading.Thread] = {}
         self._stopping = threading.Event()
@@ -149,14 +179,15 @@ class _Bridge:
         # A receiver starts as a new interpreter: what this process knows (the broker's password), it does not.
         multiprocessing.set_start_method("spawn", force=True)
         _forget_main()
-        server = MPServer(
+        server = _Server(
             "whatsapp2mqtt",
+            listener=self._listener,
             address=webhook.listen.host,
             port=webhook.listen.port,
             interface=Interfaces.WSGI,
             workers=webhook.workers,
             blocking_threads=webhook.threads,
-            backlog=1024,
+            backlog=BACKLOG,
             backpressure=max(webhook.threads * 8, 128),
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
             websockets=False,
@@ -247,7 +278,7 @@ class _Bridge:
 
     def _beat(self) -> None:
         """Tell systemd (and whoever asked) that callbacks are taken, and then that all threads live."""
-        while not accepts(self._settings.webhook.listen):
+        while not _answers(self._settings.webhook.listen):
             if self._stopping.wait(0.02):
                 return
         log.info("ready", webhook=f"http://{self._settings.webhook.listen}{self._settings.webhook.path}")
@@ -326,7 +357,10 @@ def alone(journal: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
+            try:
+                yield
+            finally:
+                _hand_over(path.parent)
     except BlockingIOError:
         raise StartError(
             f"journal.url: another bridge uses {journal}; stop it, or give this one its own journal"
@@ -335,6 +369,18 @@ def alone(journal: Path) -> Iterator[None]:
         raise JournalError(
             f"journal {journal}: its folder cannot be written; set journal.url to another place"
         ) from error
+
+
+def _hand_over(folder: Path) -> None:
+    """Give what root made in the state directory of a service's user to that user, who could not use it otherwise."""
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0 or folder != state_directory():
+        return
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with contextlib.suppress(FileNotFoundError):
+                if os.lstat(f"{place}/{name}").st_uid == 0:
+                    os.lchown(f"{place}/{name}", owner.st_uid, owner.st_gid)
 
 
 @contextlib.contextmanager
@@ -355,6 +401,40 @@ def broker_for(settings: Settings) -> Iterator[None]:
     finally:
         broker.stop()
         thread.join(PUBLISHER_PATIENCE)
+
+
+def _inherited_listener(listen: Address) -> socket.socket | None:
+    """The socket of systemd's that the receivers serve, if there is one.
+
+    Raises:
+        StartError: It is another one than the settings say, whose safety was checked.
+    """
+    try:
+        listener = systemd.inherited_socket()
+    except OSError as error:
+        raise StartError(f"systemd's socket: {error}; whatsapp2mqtt.socket must have one ListenStream") from error
+    if listener is None:
+        return None
+    found = Address(*listener.getsockname()[:2]) if listener.family != socket.AF_UNIX else "a path"
+    if found != listen:
+        raise StartError(
+            f"webhook.listen: is {listen}, but systemd listens on {found}; make ListenStream in whatsapp2mqtt.socket "
+            "the same: `whatsapp2mqtt install-service` does"
+        )
+    return listener
+
+
+def _answers(address: Address) -> bool:
+    """Whether the webhook answers: systemd's socket would accept a connection without anybody behind it."""
+    connection = http.client.HTTPConnection(address.nearby, address.port, timeout=5)
+    try:
+        connection.request("HEAD", "/")
+        connection.getresponse()
+        return True
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _check_free(address: Address, setting: str) -> None:

@@ -1,10 +1,16 @@
-"""What systemd wants to hear (sd_notify(3)): a datagram of a few lines, so no library."""
+"""What systemd wants to hear (sd_notify(3)), and the socket that it hands over (sd_listen_fds(3)).
+
+A datagram of a few lines and three variables of the environment, so no library.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+
+#: The first file descriptor that systemd hands over (SD_LISTEN_FDS_START).
+FIRST_INHERITED = 3
 
 
 def notify(**state: str | int) -> None:
@@ -26,3 +32,21 @@ def watchdog_interval() -> float | None:
     if not microseconds.isdecimal() or (pid and pid != str(os.getpid())):
         return None
     return int(microseconds) / 1_000_000
+
+
+def inherited_socket() -> socket.socket | None:
+    """The listening socket that systemd holds open for this service; None if there is none.
+
+    Raises:
+        OSError: What was handed over is no socket that listens, or more than one.
+    """
+    count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    os.environ.pop("LISTEN_FDNAMES", None)  # a child must not take them for its own
+    if not count.isdecimal() or int(count) == 0 or pid != str(os.getpid()):
+        return None
+    if int(count) > 1:
+        raise OSError(f"{count} sockets were handed over")
+    listener = socket.socket(fileno=FIRST_INHERITED)
+    if listener.type != socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise OSError("what was handed over is no listening stream")
+    return listener

@@ -103,9 +103,12 @@ class Program:
         command: The program and its arguments.
         folder: Its working directory.
         environment: All of it.
+        pass_fds: Files of ours that it gets.
     """
 
-    def __init__(self, command: Iterable[object], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, command: Iterable[object], folder: Path, environment: dict[str, str], pass_fds: tuple[int, ...] = ()
+    ) -> None:
         self.out: list[str] = []
         self.err: list[str] = []
         self._news = threading.Condition()
@@ -114,6 +117,7 @@ class Program:
             [str(part) for part in command],
             cwd=folder,
             env=environment,
+            pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -211,6 +215,7 @@ class Bridge:
         )
         self.state = folder / "state" / "whatsapp2mqtt"
         self.command: list[object] = [*command] or [COMMAND, "run"]
+        self.pass_fds: tuple[int, ...] = ()
         self._program: Program | None = None
 
     def __exit__(self, *_: object) -> None:
@@ -224,7 +229,7 @@ class Bridge:
 
     def start(self, *arguments: str, wait: bool = True) -> Self:
         """Start it, and wait until it says that it is ready and connected."""
-        self._program = Program([*self.command, *arguments], self.folder, self.environment)
+        self._program = Program([*self.command, *arguments], self.folder, self.environment, self.pass_fds)
         if wait:
             self._program.wait_log("ready")
             self._program.wait_log("connected")
