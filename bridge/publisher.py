@@ -710,6 +710,9 @@ class Publisher:
             return  # it has fired
         stored = progress.stored
         self._late.add(stored.seq)
+        for flight in (*self._flights.values(), *self._waiting):
+            if flight.progress is progress:
+                flight.role = None  # an acknowledgement of what does not say so proves nothing
         newer = [other for seq, other in self._window.items() if seq > stored.seq]
         progress.waiting = set()
         if stored.advances and not any(o.stored.topic == stored.topic and o.stored.advances for o in newer):

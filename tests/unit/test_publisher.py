@@ -668,6 +668,27 @@ def test_a_click_that_turns_late_while_home_assistant_learns_its_button(make_des
     assert desk.late() == [1]
 
 
+def test_a_click_that_turned_late_is_not_done_with_what_was_sent_before(make_desk: Callable[..., Desk]) -> None:
+    """Where the line breaks just then, the dashboard would show for ever that the gate was opened."""
+    desk = make_desk(max_age=0.5)
+    desk.anew(discovery=True)
+    desk.run_until_ready()
+    desk.broker.answer = lambda sent: None if sent.topic in {"whatsapp/button/gate", "whatsapp/last/button"} else 0
+    desk.accept(click(timestamp=int(desk.now.wall())))
+    connection = desk.broker.last
+    desk.run_until(lambda: len(connection.on("button/")) == len(connection.on("last/")) == 2)
+    for sent in (connection.on("button/")[0], connection.on("last/")[0]):
+        connection.acknowledge(sent)
+    desk.run(2)
+    desk.broker.end()
+    desk.broker.answer = lambda _: 0
+
+    desk.run(5)
+
+    for topic in ("whatsapp/button/gate", "whatsapp/last/button"):
+        assert json.loads(desk.broker.retained[topic])["late"] is True
+
+
 def test_a_broker_that_hangs_up_at_discovery_gets_everything_else(make_desk: Callable[..., Desk]) -> None:
     """mosquitto 2.0 does this where an ACL does not allow it; nothing would flow any more."""
     desk = make_desk()
