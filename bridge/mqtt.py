@@ -4,7 +4,8 @@ A `Connection` is never used twice: a paho client that reconnects replays its ow
 newer and a poison message for ever. What was not acknowledged is the publisher's to send again, on the next one.
 
 paho's own loop is not used: the owner polls `fileno()` and calls `exchange()`, so that one thread owns everything
-about the connection and acknowledgements are settled in batches.
+about the connection and acknowledgements are settled in batches. Publications and their acknowledgements go past paho,
+through the `Line` that it takes for its socket.
 
 Wire facts: MQTT 5.0 (sections 3.1, 3.2, 3.4) and MQTT 3.1.1 (sections 3.1, 3.2).
 """
@@ -12,11 +13,12 @@ Wire facts: MQTT 5.0 (sections 3.1, 3.2, 3.4) and MQTT 3.1.1 (sections 3.1, 3.2)
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
 import ssl
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -24,6 +26,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bridge.config import BrokerUrl, Tls
+from bridge.line import Ack, Line, publish_packet, publish_properties
 
 #: Protocol levels by the name in settings.
 PROTOCOLS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
@@ -31,6 +34,9 @@ PROTOCOLS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 #: Seconds for TCP and TLS, and then for the CONNACK.
 CONNECT_TIMEOUT = 3.0
 CONNACK_TIMEOUT = 5.0
+
+#: Packet identifiers of publications. Those below are left to paho, which numbers what we subscribe to.
+FIRST_NUMBER, LAST_NUMBER = 1_000, 65_535
 
 #: Reason codes that mean an answer to us, not to one message: not authorized, quota exceeded.
 HOLDING_CODES = frozenset({0x87, 0x97})
@@ -64,14 +70,6 @@ class ConnectionEndedError(Exception):
         self.other_version = other_version or wrong_version
         self.wrong_version = wrong_version
         self.hung_up = hung_up
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """A PUBACK: the number `publish` gave, and the reason code (below 0x80: it was taken)."""
-
-    number: int
-    code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,9 @@ class Connection:
         self._keepalive = max(5, round(keepalive))
         self._ended: ConnectionEndedError | None = None
         self._opened = 0.0
-        client = paho.Client(
+        self._numbers = itertools.cycle(range(FIRST_NUMBER, LAST_NUMBER + 1))
+        self._in_flight: set[int] = set()
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=PROTOCOLS[protocol],
@@ -140,18 +140,15 @@ class Connection:
             reconnect_on_failure=False,
             **({} if protocol == "5" else {"clean_session": True}),
         )
-        client.max_queued_messages_set(0)
-        client.max_inflight_messages_set(0)  # the window is the publisher's
         client.connect_timeout = CONNECT_TIMEOUT
         if url.username is not None:
             client.username_pw_set(url.username, url.password)
         if will is not None:
             client.will_set(will[0], will[1], qos=1, retain=True)
-        # With this callback set, publish() queues and loop_write() sends: one system call sees many packets.
+        # With this callback set, paho queues what it has to send until loop_write().
         client.on_socket_register_write = _nothing
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
         self._client = client
@@ -205,8 +202,9 @@ class Connection:
 
     def poll(self, poller: select.poll) -> None:
         """Register with what we wait for: incoming data, and room for what is not yet sent."""
-        wanted = select.POLLIN | (select.POLLOUT if self._client.want_write() else 0)
-        poller.register(self.fileno(), wanted)
+        line = self._client.line
+        wants_write = self._client.want_write() or (line is not None and line.wants_write)
+        poller.register(self.fileno(), select.POLLIN | (select.POLLOUT if wants_write else 0))
 
     def exchange(self) -> None:
         """Read what came and send what waits, without blocking; look after the keep-alive.
@@ -214,18 +212,25 @@ class Connection:
         Raises:
             ConnectionEndedError: The connection is over; what came before its end is in `acks` and `messages`.
         """
-        client = self._client
+        client, line = self._client, self._client.line
         # Reading comes first: a write that finds the line cut closes the socket, and with it what was not read yet.
-        while self._ended is None:
-            before = len(self.acks) + len(self.messages)
-            client.loop_read()
-            sock = client.socket()
-            # TLS and websocket keep what was read with an earlier packet; poll() does not see it.
-            hidden = sock is not None and hasattr(sock, "pending") and sock.pending() > 0
-            if not hidden and len(self.acks) + len(self.messages) == before:
+        while self._ended is None and line is not None:
+            came = line.fill()
+            while line.has_more and client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                pass
+            if line.acks:
+                self._in_flight.difference_update([ack.number for ack in line.acks])
+                self.acks += line.acks
+                line.acks.clear()
+            if not came:
                 break
         if self._ended is None and client.want_write():
             client.loop_write()
+        if self._ended is None and line is not None:
+            try:
+                line.flush()
+            except OSError:
+                self._ended = self._closed()
         client.loop_misc()
         if self._ended is None and client.socket() is None:
             self._ended = self._closed()
@@ -256,16 +261,13 @@ class Connection:
             expiry: Seconds after which the broker may forget it (MQTT 5 only).
             properties: User properties (MQTT 5 only).
         """
-        info = self._client.publish(
-            topic,
-            payload,
-            qos=1,
-            retain=retain and self.limits.retains,
-            properties=cast("Properties", _Packed(publish_properties(expiry, properties, payload)))
-            if self.protocol == "5"
-            else None,
-        )
-        return info.mid
+        line = self._client.line
+        assert line is not None, "it is published before the connection is open"  # noqa: S101  (a caller's mistake)
+        number = next(number for number in self._numbers if number not in self._in_flight)
+        packed = publish_properties(expiry, properties, payload) if self.protocol == "5" else b""
+        line.publish(publish_packet(number, topic, payload, retain=retain and self.limits.retains, properties=packed))
+        self._in_flight.add(number)
+        return number
 
     def subscribe(self, *topics: str) -> int:
         """Subscribe with QoS 1; returns the number that turns up in `subscribed` when the broker has answered."""
@@ -289,9 +291,6 @@ class Connection:
         if self._ended is None:
             # "Unspecified error" is paho's word for a line that was cut.
             self._ended = self._closed("" if str(reason) == "Unspecified error" else str(reason))
-
-    def _on_publish(self, _: Any, __: Any, number: int, reason: ReasonCode, ___: Any) -> None:
-        self.acks.append(Ack(number, reason.value))
 
     def _on_message(self, _: Any, __: Any, message: paho.MQTTMessage) -> None:
         with contextlib.suppress(UnicodeDecodeError):  # a topic that is none, of a broker that checks nothing
@@ -325,6 +324,17 @@ class Connection:
         return ConnectionEndedError(f"{self._url} closed the connection before it answered{hint}", other_version=True)
 
 
+class _Client(paho.Client):
+    """paho with a `Line` for its socket."""
+
+    line: Line | None = None
+
+    def _create_socket(self) -> Any:
+        """Called by paho's connect(); what comes back is used like a socket (tests/unit/test_line.py holds this)."""
+        self.line = Line(super()._create_socket())  # type: ignore[arg-type]
+        return self.line
+
+
 def _nothing(*_: Any) -> None:
     """Set as a callback whose presence is all that matters."""
 
@@ -340,45 +350,6 @@ def _tls_context(tls: Tls) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-class _Packed:
-    """Properties of a PUBLISH as their bytes: all that paho asks of them, and a tenth of what its own class costs."""
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-
-    def pack(self) -> bytes:
-        return self._packed
-
-
-def publish_properties(expiry: float | None, user: tuple[tuple[str, str], ...], payload: bytes) -> bytes:
-    """The properties of a PUBLISH (MQTT 5.0, section 3.3.2.3), their length included.
-
-    Args:
-        expiry: Message Expiry Interval in seconds, or None.
-        user: User Properties.
-        payload: What they belong to; an empty one has no format, type or end.
-    """
-    packed = bytearray()
-    if payload:
-        packed += b"\x01\x01"  # Payload Format Indicator: UTF-8
-        packed += b"\x03" + _string("application/json" if payload[:1] == b"{" else "text/plain")
-        if expiry is not None:
-            packed += b"\x02" + max(1, min(round(expiry), 0xFFFFFFFF)).to_bytes(4, "big")
-    for name, value in user:
-        packed += b"\x26" + _string(name) + _string(value)
-    length, size = bytearray(), len(packed)
-    while True:  # a Variable Byte Integer (section 1.5.5)
-        byte, size = size & 0x7F, size >> 7
-        length.append(byte | 0x80 if size else byte)
-        if not size:
-            return bytes(length + packed)
-
-
-def _string(text: str) -> bytes:
-    encoded = text.encode()
-    return len(encoded).to_bytes(2, "big") + encoded
 
 
 __all__ = [

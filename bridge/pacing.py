@@ -26,6 +26,7 @@ class Pacer(Generic[T]):
         self._most = most
         self._queues: dict[str, deque[tuple[T, Callable[[], float]]]] = {}
         self._sent: dict[str, float] = {}
+        self._count = 0
 
     def add(self, topic: str, item: T, not_before: Callable[[], float]) -> None:
         """Queue a message.
@@ -36,12 +37,14 @@ class Pacer(Generic[T]):
             not_before: Tells each time it is asked when the message may go; infinity: not yet known.
         """
         self._queues.setdefault(topic, deque()).append((item, not_before))
+        self._count += 1
 
     def take(self, now: float) -> T | None:
         """The next message that may go now, or None."""
         for topic, queue in self._queues.items():
             if self._due(topic, queue) <= now:
                 item, _ = queue.popleft()
+                self._count -= 1
                 self._sent[topic] = now
                 if not queue:
                     del self._queues[topic]
@@ -61,9 +64,10 @@ class Pacer(Generic[T]):
 
     def clear(self) -> None:
         self._queues.clear()
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        return self._count
 
     def _due(self, topic: str, queue: deque[tuple[T, Callable[[], float]]]) -> float:
         gap = max(self._least, min(self._most, 1.0 / len(queue)))
