@@ -562,6 +562,15 @@ class Journal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Privacy:
+    numbers: str = setting(
+        "keep",
+        one_of("keep", "mask", "hash"),
+        "Phone numbers in topics, JSON and the journal: as they came, as *******1234, or as a keyed hash.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     level: str = setting(
         "info", one_of("debug", "info", "warning", "error"), "How much to say; debug names bodies' sizes and topics."
@@ -577,6 +586,7 @@ class Settings:
     retain: Retain = section(Retain, "How long retained topics stand.")
     homeassistant: HomeAssistant = section(HomeAssistant, "What Home Assistant shows by itself.")
     journal: Journal = section(Journal, "Where everything accepted is kept until the broker has it.")
+    privacy: Privacy = section(Privacy, "What is shown of people.")
     log: Log = section(Log, "What the bridge says about itself.")
 
     @property

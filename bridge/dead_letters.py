@@ -15,6 +15,7 @@ from bridge.config import Settings
 from bridge.journal import Buried, Callback
 from bridge.journal.sqlite import SqliteJournal
 from bridge.model import Kind, iso_utc
+from bridge.secret import veil_of
 from bridge.topics import entry
 from bridge.wakeup import Finger
 
@@ -71,7 +72,9 @@ def replay(settings: Settings, journal: SqliteJournal, letter: Buried) -> tuple[
         if parsed.dead:
             return False, f"still not understood: {parsed.dead[0].reason}"
         now = time.time()
-        entries = tuple(entry(update, now, encode_dots=settings.mqtt.encode_dots) for update in parsed.updates)
+        veil = veil_of(settings, make=True)
+        project = functools.partial(veil.entry if veil else entry, encode_dots=settings.mqtt.encode_dots)
+        entries = tuple(project(update, now) for update in parsed.updates)
         (outcome,) = journal.append([Callback(entries)])
         words = f"stored {outcome.stored}, duplicate {outcome.duplicate}, ignored {parsed.ignored}"
     journal.drop_dead_letter(letter.number)

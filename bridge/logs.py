@@ -2,7 +2,7 @@
 
 Promise kept here (numbers as in docs/how-it-works.md):
   7. Hostile text stays text: values are escaped, so no line break or escape code of a callback reaches the log; the
-     path token of the webhook's address reaches it never.
+     path token of the webhook's address reaches it never, and phone numbers are masked whoever logs them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+
+from bridge.privacy import masked
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -36,6 +38,7 @@ def configure(level: str, style: str) -> None:
         hide_secrets,
         timestamps,
         structlog.processors.format_exc_info,
+        mask_numbers,
     ]
     renderers: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
     if readable:
@@ -76,6 +79,28 @@ def hide_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMap
     for key in SECRET_KEYS & event.keys():
         event[key] = "********"
     return event
+
+
+def mask_numbers(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Mask phone numbers, also those in ids, whatever `privacy.numbers` says: logs are copied and shown to others."""
+    for key, value in event.items():
+        if key != "timestamp":
+            event[key] = _masked(value)
+    return event
+
+
+def _masked(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value  # our own counts and sizes; what callbacks bring is text
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, dict):
+        return {_masked(key): _masked(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_masked(below) for below in value]
+    shown = repr(value)
+    hidden = masked(shown)
+    return value if hidden == shown else hidden
 
 
 def escape_text(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

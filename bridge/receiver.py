@@ -11,13 +11,14 @@ Nothing is written to disk before the sender is known, and no answer repeats wha
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from bridge.config import Log, Webhook
 from bridge.journal import BrokenStorageError, Callback, DeadLetter, NotStoredError, Outcome
 from bridge.journal.commit import GroupCommit
 from bridge.journal.sqlite import SqliteJournal
-from bridge.model import Kind
+from bridge.model import Kind, Update
+from bridge.privacy import Veil
 from bridge.processes import end_with_parent
-from bridge.topics import entry
+from bridge.topics import Entry, entry
 from bridge.wakeup import Finger
 
 log = structlog.get_logger()
@@ -55,6 +57,7 @@ class ReceiverSettings:
     never_retained: frozenset[Kind]
     max_size: int
     log: Log
+    veil: Veil | None = None
 
 
 def load(settings: ReceiverSettings, parent: int) -> Bottle:
@@ -72,7 +75,7 @@ def load(settings: ReceiverSettings, parent: int) -> Bottle:
     finger = Finger(settings.doorbell)
     journal = SqliteJournal(settings.journal, never_retained=settings.never_retained, max_size=settings.max_size)
     commit = _start_committer(journal, finger.ring)
-    return application(settings.webhook, commit.append, encode_dots=settings.encode_dots)
+    return application(settings.webhook, commit.append, encode_dots=settings.encode_dots, veil=settings.veil)
 
 
 def _start_committer(journal: SqliteJournal, stored: Callable[[], None]) -> GroupCommit:
@@ -112,7 +115,12 @@ Append = Callable[[Callback, float], Outcome]
 
 
 def application(
-    webhook: Webhook, append: Append, *, encode_dots: bool = False, now: Callable[[], float] = time.time
+    webhook: Webhook,
+    append: Append,
+    *,
+    encode_dots: bool = False,
+    veil: Veil | None = None,
+    now: Callable[[], float] = time.time,
 ) -> Bottle:
     """The Bottle application.
 
@@ -120,12 +128,14 @@ def application(
         webhook: Path, limits and who may post.
         append: Stores a callback, or raises `NotStoredError`; returns when it is on disk.
         encode_dots: As in `mqtt.encode_dots`.
+        veil: Hides numbers before anything is stored; None: they stay.
         now: The clock: epoch seconds.
     """
     app = Bottle()
     app.uninstall(True)  # its plugins: nothing here is a template, and our JSON is bytes
     gate = Gate(webhook.auth)
     verify_tokens = webhook.auth.meta_verify_token
+    project = functools.partial(veil.entry if veil else entry, encode_dots=encode_dots)
 
     def receive(token: str = "") -> Any:
         visitor = Visitor(token, _header, request.environ.get("REMOTE_ADDR", ""))
@@ -145,7 +155,7 @@ def application(
             verdict = gate.with_body(visitor, body)
             if verdict is not Verdict.WELCOME:
                 return _turn_away(verdict, webhook)
-        return _store(body, append, now(), encode_dots=encode_dots)
+        return _store(body, append, now(), project, veil)
 
     app.route(webhook.path, method="ANY", callback=receive)
     app.route(f"{webhook.path}/<token>", method="ANY", callback=receive)
@@ -153,11 +163,13 @@ def application(
     return app
 
 
-def _store(body: bytes, append: Append, received: float, *, encode_dots: bool) -> Any:
+def _store(
+    body: bytes, append: Append, received: float, project: Callable[[Update, float], Entry], veil: Veil | None
+) -> Any:
     """Parse and store; the counts, once it is on disk."""
     try:
         parsed = payload.parse(body)
-        entries = tuple(entry(update, received, encode_dots=encode_dots) for update in parsed.updates)
+        entries = tuple(project(update, received) for update in parsed.updates)
     except payload.NotUnderstoodError as error:
         log.warning("a callback was not understood; it is in the dead letters", why=str(error), bytes=len(body))
         parsed, entries = payload.Parsed((), 0, ()), ()
@@ -170,6 +182,8 @@ def _store(body: bytes, append: Append, received: float, *, encode_dots: bool) -
         dead = [DeadLetter("item", item.reason, item.body.encode(), received) for item in parsed.dead]
         for item in parsed.dead:
             log.warning("an entry of a callback was not understood; it is in the dead letters", why=item.reason)
+    if veil is not None:
+        dead = [replace(letter, body=veil.body(letter.body)) for letter in dead]
     outcome = Outcome(0, 0)
     if entries or dead:
         try:

@@ -40,7 +40,9 @@ from bridge.journal.care import prepare
 from bridge.journal.sqlite import SqliteJournal
 from bridge.keeper import Keeper
 from bridge.model import Kind
+from bridge.privacy import Veil, masked
 from bridge.publisher import Publisher, PublisherSettings
+from bridge.secret import veil_of
 from bridge.wakeup import Doorbell
 
 log = structlog.get_logger()
@@ -88,7 +90,8 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
         if program is not None:
             _check_broker_free(settings.mqtt.embedded.listen)
         alarm = prepare(settings.journal_path)
-        return _Bridge(settings, program, on_ready, alarm, listener).serve()
+        veil = veil_of(settings, make=True)
+        return _Bridge(settings, program, on_ready, alarm, listener, veil).serve()
 
 
 class _Server(MPServer):
@@ -123,8 +126,10 @@ class _Bridge:
         on_ready: Callable[[Ready], None] | None,
         alarm: str | None,
         listener: socket.socket | None,
+        veil: Veil | None,
     ) -> None:
         self._settings = settings
+        self._veil = veil
         self._on_ready = on_ready
         self._listener = listener
         self._failure: str | None = None
@@ -210,6 +215,7 @@ class _Bridge:
             never_retained=frozenset(kind for kind, lifetime in _lifetimes(self._settings).items() if not lifetime),
             max_size=self._settings.journal.max_size,
             log=self._settings.log,
+            veil=self._veil,
         )
         return functools.partial(receiver.load, settings, os.getpid())
 
@@ -289,7 +295,7 @@ class _Bridge:
         while not self._stopping.wait(interval):
             if self._publisher.is_alive():
                 status = "connected" if self._publisher.connected else (self._publisher.trouble or "connecting")
-                systemd.notify(WATCHDOG=1, STATUS=status)
+                systemd.notify(WATCHDOG=1, STATUS=masked(status))
 
 
 def _lifetimes(settings: Settings) -> dict[Kind, float]:

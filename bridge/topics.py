@@ -60,13 +60,14 @@ class Entry:
     document: str
 
 
-def entry(update: Update, received: float, *, encode_dots: bool = False) -> Entry:
+def entry(update: Update, received: float, *, encode_dots: bool = False, event_id: str | None = None) -> Entry:
     """Project an update: its topics and its JSON.
 
     Args:
         update: What the callback said.
         received: Epoch seconds of its receipt.
         encode_dots: Also encode `.`, for brokers that give it a meaning.
+        event_id: Its identity where that is not its own: once numbers were replaced, two updates may look alike.
     """
     if isinstance(update, StatusUpdate):
         topic = f"{message_level(update.message_id, encode_dots=encode_dots)}/status"
@@ -75,7 +76,7 @@ def entry(update: Update, received: float, *, encode_dots: bool = False) -> Entr
         button = payload_level(update.payload, encode_dots=encode_dots)
         topic = f"button/{button}"
         event_topic = f"event/button/{button}"
-    event_id = update.event_id
+    event_id = event_id or update.event_id
     return Entry(
         event_id=event_id,
         kind=update.kind,

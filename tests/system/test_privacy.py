@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import stat
+
+import pytest
 
 from bridge.simulate import click, in_cloud_envelope
 from tests.system.conftest import MakeBridge
@@ -62,3 +65,45 @@ def test_what_is_stored_can_be_read_by_its_owner_alone(make_bridge: MakeBridge) 
         assert stat.S_IMODE((bridge.state / file).stat().st_mode) == 0o600
     for folder in ("", "broker"):
         assert stat.S_IMODE((bridge.state / folder).stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("numbers", ["mask", "hash"])
+def test_hidden_numbers_are_nowhere_on_the_broker_and_on_the_disk(make_bridge: MakeBridge, numbers: str) -> None:
+    """Who asks for it must find none: in topics, JSON, journal, dead letters, and the broker's own files."""
+    bridge = make_bridge(privacy__numbers=numbers).start()
+    wamid = f"wamid.{base64.b64encode(b'xx' + SENDER.encode() + b'0123456789abcdef').decode()}"
+    with bridge.listen("#") as everything:
+        for body in (
+            status(wamid, recipient_id=SENDER, errors=[{"details": f"+{SENDER}"}]),
+            click(payload=f"ask {SENDER}", text="Ask", sender=SENDER),
+        ):
+            counts = [bridge.post(body).json for _ in range(2)]
+            assert [(one["stored"], one["duplicate"]) for one in counts] == [(1, 0), (0, 1)]
+        assert bridge.post({"statuses": [{"id": None, "recipient_id": SENDER}]}).json["dead"] == 1
+        assert bridge.post(f"from={SENDER}".encode()).json["dead"] == 1
+        everything.wait("whatsapp/last/button")
+        everything.wait("whatsapp/last/status")
+        everything.wait("whatsapp/bridge/health", lambda one: one.json["dead_letters"] == 2)
+    assert bridge.run("dead-letters", "replay", "--all").returncode == 1
+    assert bridge.program.end() == 0
+    encoded = wamid.removeprefix("wamid.")[:16]
+    for heard in everything.heard:
+        assert SENDER not in heard.topic + heard.payload
+        assert encoded not in heard.topic + heard.payload
+    files = [file for file in bridge.state.rglob("*") if file.is_file()]
+    assert {"journal.db", "privacy.key"} <= {file.name for file in files}
+    for file in files:
+        content = file.read_bytes()
+        assert SENDER.encode() not in content, file
+        assert encoded.encode() not in content, file
+    assert stat.S_IMODE((bridge.state / "privacy.key").stat().st_mode) == 0o600
+
+
+def test_a_key_that_is_none_stops_the_start(make_bridge: MakeBridge) -> None:
+    """With another key, nobody's hash would be what automations compare with."""
+    bridge = make_bridge(privacy__numbers="hash")
+    bridge.state.mkdir(parents=True)
+    (bridge.state / "privacy.key").write_text("torn")
+    ended = bridge.run("run")
+    assert ended.returncode == 2
+    assert "privacy.key holds no key; put it back from a copy, or delete it" in ended.stderr

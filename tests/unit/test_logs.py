@@ -252,3 +252,31 @@ class TestLibraries:
         stream = written()
         logging.getLogger("some.library").error("once")
         assert len(lines_of(stream)) == 1
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_no_number_reaches_a_log_whoever_logs_it(written: Callable[..., io.StringIO], style: str) -> None:
+    """Logs are copied, kept and shown to others, whatever `privacy.numbers` says of everything else."""
+    number, wamid = "15550001234", "wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSODk4NDczMDc4RDQ2NEVDNkNFAA=="
+    stream = written(style=style)
+    log = structlog.get_logger()
+    places = (
+        number,
+        wamid,
+        wamid.replace("=", "%3D"),
+        wamid.removeprefix("wamid."),
+        f"/button/{number}/x",
+        "+1 555 000-1234",
+    )
+    for place in places:
+        log.info("said", why=place, several=[place, {"key": place, place: 1}, (place,)], thing=ValueError(place))
+        log.info(place)
+        logging.getLogger("library").error("of a library: %s", place)
+        try:
+            stumble(place)
+        except ValueError:
+            log.exception("stumbled")
+    said = stream.getvalue()
+    assert said.count("said") >= len(places)
+    for hidden in (number, "15550001", "0001234", wamid[6:30], "000-1234"):
+        assert hidden not in said
