@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_SETTINGS = 2
 
+#: Characters.
+SHORTEST_PASSWORD = 10
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -97,6 +100,7 @@ def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
     webhook  http://{ready.webhook}{path}
     broker   {ready.broker}{" (embedded)" if settings.mqtt.url.is_embedded else ""}
     journal  {settings.journal_path}
+    page     {ready.page or "off"}
 
   Try it, in a second terminal{f", with the same {ENV_PREFIX} variables" if by_environment else ""}:
     {command} tail{option}
@@ -357,6 +361,18 @@ def install_service(dry_run: bool, uninstall: bool) -> None:
         except install.InstallError as error:
             click.echo(f"whatsapp2mqtt: {error}", err=True)
             sys.exit(EXIT_FAILED)
+
+
+@main.command()
+def password() -> None:
+    """Ask for the page's password, and print the line for the settings file."""
+    from werkzeug.security import generate_password_hash
+
+    found = click.prompt("Password of the page", hide_input=True, confirmation_prompt=True, err=True)
+    if len(found) < SHORTEST_PASSWORD:
+        click.echo(f"whatsapp2mqtt: choose one of {SHORTEST_PASSWORD} characters or more", err=True)
+        sys.exit(EXIT_FAILED)
+    click.echo(f'admin: {{password: "{generate_password_hash(found, method="scrypt")}"}}')
 
 
 @main.command()

@@ -217,6 +217,32 @@ def pair(left: str, right: str) -> Callable[[object], str]:
     return check
 
 
+def address_or_off(value: object) -> Address | None:
+    """As `address`; `off` or nothing is None."""
+    return None if value in (None, False) or str(value).lower() in ("off", "") else address(value)
+
+
+def password_hash(value: object) -> str | None:
+    """A hash as `whatsapp2mqtt password` prints it; a password itself is refused."""
+    if value is None:
+        return None
+    found = text(value)
+    if not re.fullmatch(r"scrypt:\d+:\d+:\d+\$[A-Za-z0-9]{8,}\$[0-9a-f]{128}", found):
+        raise Invalid("is no hash of a password; `whatsapp2mqtt password` asks for the password and prints the line")
+    return found
+
+
+def host_name(value: object) -> str:
+    found = text(value).lower()
+    if not re.fullmatch(r"[a-z0-9_.-]{1,253}", found):
+        raise Invalid("is no host name; write e.g. whatsapp.example.org, without http:// and without a port")
+    return found
+
+
+def public_address(value: object) -> str | None:
+    return None if value is None else web_address(value).rstrip("/")
+
+
 def network(value: object) -> str:
     try:
         return str(ipaddress.ip_network(text(value), strict=False))
@@ -463,6 +489,11 @@ class Webhook:
         16, whole(1, 128), "Requests a receiver handles at once; more makes Python slower, not faster."
     )
     max_body: int = setting("3MiB", size, "The largest body taken; WhatsApp sends up to 3 MB.")
+    public_url: str | None = setting(
+        None,
+        public_address,
+        "Where the internet finds this listener, e.g. https://hook.example.org; for the page alone.",
+    )
     auth: Auth = section(Auth, "Who may post; all that is set must hold unless require says any.")
 
 
@@ -571,6 +602,24 @@ class Privacy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    listen: Address | None = setting(
+        "127.0.0.1:8081", address_or_off, "Where the page, the health checks and the metrics are; off: nowhere."
+    )
+    password: str | None = setting(
+        None, password_hash, "The hash that `whatsapp2mqtt password` prints; needed beyond loopback.", show=hidden
+    )
+    hosts: tuple[str, ...] = setting(
+        [], many(host_name), "Names by which browsers reach the page, e.g. through a proxy; no others are answered."
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        [],
+        many(network),
+        "Proxies that let in only who may see the page, e.g. 172.30.32.2: no password is asked there.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     level: str = setting(
         "info", one_of("debug", "info", "warning", "error"), "How much to say; debug names bodies' sizes and topics."
@@ -587,6 +636,7 @@ class Settings:
     homeassistant: HomeAssistant = section(HomeAssistant, "What Home Assistant shows by itself.")
     journal: Journal = section(Journal, "Where everything accepted is kept until the broker has it.")
     privacy: Privacy = section(Privacy, "What is shown of people.")
+    admin: Admin = section(Admin, "The page in the browser, health checks and metrics.")
     log: Log = section(Log, "What the bridge says about itself.")
 
     @property
@@ -899,6 +949,12 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             f"mqtt.url: the password would go to {broker.host} unencrypted; "
             "use mqtts:// (or wss://), or say mqtt.allow_password_in_the_clear: true"
+        )
+    admin = settings.admin
+    if admin.listen and not admin.listen.is_loopback and not admin.password and not admin.trusted_proxies:
+        yield (
+            f"admin.listen: {admin.listen} can be reached from other machines; add `admin: {{password: ...}}` "
+            "(`whatsapp2mqtt password` prints the line), or listen on 127.0.0.1"
         )
     if (mqtt.tls.certificate is None) != (mqtt.tls.key is None):
         yield "mqtt.tls: certificate and key go together; add the one that is missing"

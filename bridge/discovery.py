@@ -112,10 +112,12 @@ class Discovery:
         self._queue.clear()
         self._born_at = math.inf
 
-    def hear(self, topic: str, payload: bytes) -> None:
-        """Home Assistant was born: it may have forgotten what it was told."""
-        if self._plan.enabled and topic == self._plan.birth_topic and payload == b"online":
-            self._born_at = min(self._born_at, self._monotonic() + self._pick(*AFTER_BIRTH))
+    def hear(self, topic: str, payload: bytes) -> bool:
+        """Whether Home Assistant was born: it may have forgotten what it was told."""
+        if not self._plan.enabled or topic != self._plan.birth_topic or payload != b"online":
+            return False
+        self._born_at = min(self._born_at, self._monotonic() + self._pick(*AFTER_BIRTH))
+        return True
 
     def next(self) -> tuple[str, bytes] | None:
         """The next discovery to be sent: topic and JSON, retained; an empty one takes it away."""

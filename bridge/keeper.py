@@ -109,6 +109,7 @@ class Keeper:
         self._reported_at = 0.0
         self._trouble = ""
         self._tally = Tally()
+        self.report = b""  # the newest health report, also between those that are published
 
     def run(self) -> None:
         """Keep house until `stop`."""
@@ -217,6 +218,7 @@ class Keeper:
         """Hand over a report each minute, and at once when something essential changed."""
         now = time.monotonic()
         report = self._health()
+        self.report = report.payload
         waited = now - self._reported_at
         if (
             report.essence != self._reported

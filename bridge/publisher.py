@@ -36,6 +36,7 @@ from bridge.homeassistant import FEEDS, feed_document
 from bridge.journal import BrokenStorageError, BusyError, DeadLetter, Journal, NotStoredError, Retained, Stored
 from bridge.model import Kind, iso_utc
 from bridge.mqtt import HOLDING_CODES, Ack, Connection, ConnectionEndedError
+from bridge.observer import Observer
 from bridge.pacing import Pacer
 from bridge.wakeup import Doorbell
 
@@ -132,6 +133,24 @@ class Flight:
     sent_at: float = 0.0  # on the monotonic clock
 
     @property
+    def purpose(self) -> str:
+        """In one of the words of `observer.PURPOSES`."""
+        if self.role is not None:
+            return self.role.value
+        if self.progress is not None:
+            return Role.FEED.value
+        if self.restores:
+            return "restore"
+        if self.clears is not None:
+            return "clear"
+        return "discovery" if self.discovers else "bridge"
+
+    @property
+    def seq(self) -> int | None:
+        """The place of the update that it is of."""
+        return self.progress.stored.seq if self.progress is not None else None
+
+    @property
     def is_own(self) -> bool:
         """Whether it is about the bridge itself, and below the base topic: nothing from outside is in it."""
         return self.progress is None and not self.restores and self.clears is None and not self.discovers
@@ -172,6 +191,7 @@ class Publisher:
         connect: Makes a connection; tests pass their own.
         monotonic: Seconds that never jump, for patience and pace.
         discovery: What Home Assistant is told; None: nothing ever was.
+        observer: Is told what was published.
     """
 
     def __init__(
@@ -183,6 +203,7 @@ class Publisher:
         connect: Callable[..., Connection] = Connection,
         monotonic: Callable[[], float] = time.monotonic,
         discovery: Discovery | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -191,6 +212,7 @@ class Publisher:
         self._connect = connect
         self._monotonic = monotonic
         self._discovery = discovery
+        self.observer = observer or Observer()
         self._stopping = threading.Event()
         self._turn = monotonic()
 
@@ -490,8 +512,8 @@ class Publisher:
                     self._checkpoint = int(checkpoint["seq"])
             except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
                 pass  # not one of ours: as good as none
-        elif self._discovery is not None:
-            self._discovery.hear(topic, payload)
+        elif self._discovery is not None and self._discovery.hear(topic, payload):
+            self.observer.heard_home_assistant()
 
     def _be_ready(self) -> None:
         """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
@@ -523,6 +545,7 @@ class Publisher:
     def _flows(self) -> None:
         self._held, self._trouble = False, None
         self._told.clear()
+        self.observer.connected(self._connected().protocol)
         log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)
 
     def _find_checkpoint(self) -> bool:
@@ -709,6 +732,7 @@ class Publisher:
         if Role.EVENT not in progress.waiting:
             return  # it has fired
         stored = progress.stored
+        self.observer.late += stored.seq not in self._late
         self._late.add(stored.seq)
         for flight in (*self._flights.values(), *self._waiting):
             if flight.progress is progress:
@@ -825,6 +849,7 @@ class Publisher:
             self._give_up(flight, f"the broker refused it with reason code 0x{ack.code:02X}")
         else:
             self._done(flight)
+            self.observer.taken(flight.purpose, flight.seq, flight.topic, flight.sent_at, retain=flight.retain)
             if flight.retain:
                 self._untaken.discard(flight.topic)
             if self._held and not flight.is_own:
@@ -843,9 +868,13 @@ class Publisher:
             self._restoring -= 1
         if flight.progress is not None and flight.role is not None:
             flight.progress.waiting.discard(flight.role)
+            stored = flight.progress.stored
+            if flight.progress.done and stored.uptime is not None:
+                self.observer.finished(stored.kind, self._clock.uptime() - stored.uptime)
 
     def _give_up(self, flight: Flight, why: str) -> None:
         """A publication becomes a dead letter, whole and with its reason; its update goes on without it."""
+        self.observer.given_up(flight.purpose, flight.seq, flight.topic, flight.sent_at, why, retain=flight.retain)
         if flight.discovers and self._discovery is not None:
             self._discovery.refused(flight.topic, why)
             return
@@ -857,8 +886,7 @@ class Publisher:
         )
         if flight.retain:
             self._untaken.add(flight.topic)
-        seq = flight.progress.stored.seq if flight.progress is not None else None
-        self._dead.append(DeadLetter("publication", why, body, self._clock.wall(), seq))
+        self._dead.append(DeadLetter("publication", why, body, self._clock.wall(), flight.seq))
         self._done(flight)
 
     def _permission_wanted(self, topic: str, code: int) -> str:

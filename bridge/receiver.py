@@ -32,6 +32,7 @@ from bridge.config import Log, Webhook
 from bridge.journal import BrokenStorageError, Callback, DeadLetter, NotStoredError, Outcome
 from bridge.journal.commit import GroupCommit
 from bridge.journal.sqlite import SqliteJournal
+from bridge.meter import Meter, Meters
 from bridge.model import Kind, Update
 from bridge.privacy import Veil
 from bridge.processes import end_with_parent
@@ -58,9 +59,10 @@ class ReceiverSettings:
     max_size: int
     log: Log
     veil: Veil | None = None
+    meters: Meters | None = None
 
 
-def load(settings: ReceiverSettings, parent: int) -> Bottle:
+def load(settings: ReceiverSettings, parent: int) -> Callable[..., Any]:
     """Make the application of a worker process: called there, by granian.
 
     Args:
@@ -75,7 +77,11 @@ def load(settings: ReceiverSettings, parent: int) -> Bottle:
     finger = Finger(settings.doorbell)
     journal = SqliteJournal(settings.journal, never_retained=settings.never_retained, max_size=settings.max_size)
     commit = _start_committer(journal, finger.ring)
-    return application(settings.webhook, commit.append, encode_dots=settings.encode_dots, veil=settings.veil)
+    meter = settings.meters.claim() if settings.meters is not None else Meter()
+    app = application(
+        settings.webhook, commit.append, encode_dots=settings.encode_dots, veil=settings.veil, meter=meter
+    )
+    return metered(app, meter)
 
 
 def _start_committer(journal: SqliteJournal, stored: Callable[[], None]) -> GroupCommit:
@@ -114,6 +120,25 @@ def _start_committer(journal: SqliteJournal, stored: Callable[[], None]) -> Grou
 Append = Callable[[Callback, float], Outcome]
 
 
+def metered(app: Callable[..., Any], meter: Meter) -> Callable[..., Any]:
+    """The same WSGI application, its answers counted and timed."""
+
+    def answer(environ: Any, start_response: Callable[..., Any]) -> Any:
+        began = time.perf_counter()
+        code = 0
+
+        def note(status: str, *rest: Any) -> Any:
+            nonlocal code
+            code = int(status[:3])
+            return start_response(status, *rest)
+
+        body = app(environ, note)
+        meter.answered(code, time.perf_counter() - began, time.time())
+        return body
+
+    return answer
+
+
 def application(
     webhook: Webhook,
     append: Append,
@@ -121,6 +146,7 @@ def application(
     encode_dots: bool = False,
     veil: Veil | None = None,
     now: Callable[[], float] = time.time,
+    meter: Meter | None = None,
 ) -> Bottle:
     """The Bottle application.
 
@@ -130,7 +156,9 @@ def application(
         encode_dots: As in `mqtt.encode_dots`.
         veil: Hides numbers before anything is stored; None: they stay.
         now: The clock: epoch seconds.
+        meter: Counts what callbacks hold.
     """
+    meter = meter or Meter()
     app = Bottle()
     app.uninstall(True)  # its plugins: nothing here is a template, and our JSON is bytes
     gate = Gate(webhook.auth)
@@ -155,7 +183,7 @@ def application(
             verdict = gate.with_body(visitor, body)
             if verdict is not Verdict.WELCOME:
                 return _turn_away(verdict, webhook)
-        return _store(body, append, now(), project, veil)
+        return _store(body, append, now(), project, veil, meter)
 
     app.route(webhook.path, method="ANY", callback=receive)
     app.route(f"{webhook.path}/<token>", method="ANY", callback=receive)
@@ -164,7 +192,12 @@ def application(
 
 
 def _store(
-    body: bytes, append: Append, received: float, project: Callable[[Update, float], Entry], veil: Veil | None
+    body: bytes,
+    append: Append,
+    received: float,
+    project: Callable[[Update, float], Entry],
+    veil: Veil | None,
+    meter: Meter,
 ) -> Any:
     """Parse and store; the counts, once it is on disk."""
     try:
@@ -191,6 +224,8 @@ def _store(
         except NotStoredError as error:
             log.error("a callback could not be stored; the sender is asked to come again", why=str(error))
             return _refuse(503, "it could not be stored", "send it again later", **{"Retry-After": str(RETRY_AFTER)})
+    clicks = sum(entry.kind is Kind.BUTTON for entry in entries)
+    meter.counted(clicks, outcome, ignored=parsed.ignored, dead=len(dead))
     log.debug(
         "callback",
         bytes=len(body),

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from granian.constants import Interfaces
@@ -39,11 +39,15 @@ from bridge.journal import JournalError, NotStoredError
 from bridge.journal.care import prepare
 from bridge.journal.sqlite import SqliteJournal
 from bridge.keeper import Keeper
+from bridge.meter import Meters
 from bridge.model import Kind
 from bridge.privacy import Veil, masked
 from bridge.publisher import Publisher, PublisherSettings
 from bridge.secret import veil_of
 from bridge.wakeup import Doorbell
+
+if TYPE_CHECKING:
+    from bridge.admin.listener import Listener
 
 log = structlog.get_logger()
 
@@ -63,10 +67,11 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What listens where, for whoever asked to be told."""
+    """What listens where, for whoever asked to be told; `page` is the address for a browser, or None."""
 
     webhook: Address
     broker: str
+    page: str | None
 
 
 def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
@@ -91,7 +96,7 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
             _check_broker_free(settings.mqtt.embedded.listen)
         alarm = prepare(settings.journal_path)
         veil = veil_of(settings, make=True)
-        return _Bridge(settings, program, on_ready, alarm, listener, veil).serve()
+        return _Bridge(loaded, program, on_ready, alarm, listener, veil).serve()
 
 
 class _Server(MPServer):
@@ -121,14 +126,14 @@ class _Bridge:
 
     def __init__(
         self,
-        settings: Settings,
+        loaded: Loaded,
         program: Path | None,
         on_ready: Callable[[Ready], None] | None,
         alarm: str | None,
         listener: socket.socket | None,
         veil: Veil | None,
     ) -> None:
-        self._settings = settings
+        self._settings = settings = loaded.settings
         self._veil = veil
         self._on_ready = on_ready
         self._listener = listener
@@ -160,6 +165,8 @@ class _Bridge:
         self._broker = (
             EmbeddedBroker(settings.mqtt.embedded, state_directory() / "broker", program) if program else None
         )
+        self._meters = Meters(settings.webhook.workers)
+        self._page = self._listen(loaded)
         self._server = self._granian()
 
     def serve(self) -> int:
@@ -212,12 +219,40 @@ class _Bridge:
             journal=self._settings.journal_path,
             doorbell=self._bell_path,
             encode_dots=self._settings.mqtt.encode_dots,
-            never_retained=frozenset(kind for kind, lifetime in _lifetimes(self._settings).items() if not lifetime),
+            never_retained=never_retained(self._settings),
             max_size=self._settings.journal.max_size,
             log=self._settings.log,
             veil=self._veil,
+            meters=self._meters,
         )
         return functools.partial(receiver.load, settings, os.getpid())
+
+    # --- the page --------------------------------------------------------------------------------------------------
+
+    def _listen(self, loaded: Loaded) -> Listener | None:
+        """The listener of the page; None where it is off."""
+        settings = loaded.settings
+        listen = settings.admin.listen
+        if listen is None:
+            return None
+        try:
+            _check_free(listen, "admin.listen")
+        except StartError as error:
+            if "admin.listen" in loaded.origins:
+                raise
+            # Nobody asked for it, and callbacks are worth more than the page.
+            log.warning("there is no page", why=str(error))
+            return None
+        # Only now: who has it off need not carry its libraries.
+        from bridge.admin.listener import Listener
+        from bridge.admin.status import Sources
+        from bridge.journal.browse import BrowsableJournal
+
+        journal = BrowsableJournal(
+            settings.journal_path, never_retained=never_retained(settings), max_size=settings.journal.max_size
+        )
+        sources = Sources(loaded, self._publisher, self._keeper, self._meters, journal)
+        return Listener(listen, sources, settings.journal_path.with_suffix(".admin"))
 
     # --- threads -----------------------------------------------------------------------------------------------
 
@@ -228,11 +263,14 @@ class _Bridge:
             webhook=f"http://{self._settings.webhook.listen}{self._settings.webhook.path}",
             broker=str(self._settings.mqtt.url),
             journal=str(self._settings.journal_path),
+            page=self._page.url if self._page is not None else None,
         )
         if self._broker is not None:
             self._thread("broker", self._broker.run)
         self._thread("publisher", self._publish)
         self._thread("keeper", self._keep)
+        if self._page is not None:
+            self._thread("page", self._page.run)
         self._thread("heartbeat", self._beat)
 
     def _publish(self) -> None:
@@ -272,7 +310,9 @@ class _Bridge:
         self._stopping.set()
         self._keeper.stop()
         self._publisher.stop()
-        for name in ("keeper", "publisher"):
+        if self._page is not None:
+            self._page.stop()
+        for name in ("keeper", "publisher", "page"):
             if name in self._threads:
                 self._threads[name].join(PUBLISHER_PATIENCE)
         if self._broker is not None:
@@ -290,7 +330,8 @@ class _Bridge:
         log.info("ready", webhook=f"http://{self._settings.webhook.listen}{self._settings.webhook.path}")
         systemd.notify(READY=1)
         if self._on_ready is not None:
-            self._on_ready(Ready(self._settings.webhook.listen, str(self._settings.broker)))
+            page = self._page.url if self._page is not None else None
+            self._on_ready(Ready(self._settings.webhook.listen, str(self._settings.broker), page))
         interval = min(HEARTBEAT, (systemd.watchdog_interval() or HEARTBEAT * 3) / 3)
         while not self._stopping.wait(interval):
             if self._publisher.is_alive():
@@ -300,6 +341,11 @@ class _Bridge:
 
 def _lifetimes(settings: Settings) -> dict[Kind, float]:
     return {Kind.STATUS: settings.retain.status, Kind.BUTTON: settings.retain.button}
+
+
+def never_retained(settings: Settings) -> frozenset[Kind]:
+    """Kinds whose topics are published without being retained."""
+    return frozenset(kind for kind, lifetime in _lifetimes(settings).items() if not lifetime)
 
 
 def _publisher_settings(settings: Settings) -> PublisherSettings:

@@ -99,10 +99,15 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the entries of one callback: new ones, and those the journal had already."""
+    """What became of the entries of one callback: new ones, and those the journal had already.
+
+    Attributes:
+        stored_clicks: How many of the new ones are clicks; None where either all or none of them are new.
+    """
 
     stored: int
     duplicate: int
+    stored_clicks: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

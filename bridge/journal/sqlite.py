@@ -748,6 +748,11 @@ class SqliteJournal:
         return self._db
 
 
+def sqlite_version() -> str:
+    """Of the SQLite that apsw brings along."""
+    return apsw.sqlite_lib_version()
+
+
 def check_sqlite() -> None:
     """Refuse a SQLite that can lose rows.
 
@@ -815,12 +820,14 @@ def _bury(db: apsw.Connection, dead: Sequence[DeadLetter]) -> None:
 
 
 def _outcome(callback: Callback, fresh: set[str]) -> Outcome:
-    stored = 0
+    stored = clicks = 0
     for entry in callback.entries:
         if entry.event_id in fresh:
             stored += 1
+            clicks += entry.kind is Kind.BUTTON
             fresh.discard(entry.event_id)  # the same update again, in this or the next callback, is a duplicate
-    return Outcome(stored, len(callback.entries) - stored)
+    duplicate = len(callback.entries) - stored
+    return Outcome(stored, duplicate, clicks if stored and duplicate else None)
 
 
 def _stored(row: tuple[Any, ...]) -> Stored:

@@ -210,6 +210,7 @@ class Bridge:
             **{
                 "webhook__listen": f"127.0.0.1:{self.webhook}",
                 "mqtt__embedded__listen": f"127.0.0.1:{self.broker}",
+                "admin__listen": "127.0.0.1:0",
                 **settings,
             },
         )

@@ -1,0 +1,159 @@
+"""Who may see the page, and change something."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from werkzeug.security import generate_password_hash
+
+from bridge.admin.door import ATTEMPTS, LOGIN_HOLDS, Caller, Door, Refusal, headers
+from bridge.config import Address, Admin
+
+TOKEN = "the-token-in-the-file"
+#: A cheap one, as many are compared here.
+HASH = generate_password_hash("correct horse", method="scrypt:1024:8:1")
+HERE, LAN = Address("127.0.0.1", 8081), Address("0.0.0.0", 8081)
+
+
+def caller(
+    *, method: str = "GET", address: str = "127.0.0.1", host: str = "127.0.0.1:8081", cookie: str = "", **more: str
+) -> Caller:
+    known = {"host": host} | {name.replace("_", "-"): value for name, value in more.items()}
+    return Caller(method, address, lambda name: known.get(name, ""), cookie)
+
+
+def door(listen: Address = HERE, now: Callable[[], float] = lambda: 0.0, **settings: Any) -> Door:
+    return Door(Admin(listen=listen, **settings), TOKEN, now)
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"anybody:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8081", "localhost", "LOCALHOST:1", "[::1]:8081", "named.example"])
+def test_the_page_answers_to_its_names(host: str) -> None:
+    assert door(hosts=("named.example",)).look(caller(host=host)) is None
+
+
+@pytest.mark.parametrize(
+    "host", ["", "evil.example", "127.0.0.1.evil.example", "localhost.evil", "evil@127.0.0.1", "10.0.0.7", "[::2]"]
+)
+def test_the_page_answers_to_no_other_name(host: str) -> None:
+    """A stranger's site whose name leads to 127.0.0.1 could read the page and open the gate (DNS rebinding)."""
+    for is_public in (True, False):
+        assert door().look(caller(host=host), is_public=is_public) is Refusal.NAME
+
+
+def test_where_all_addresses_listen_any_number_is_a_name() -> None:
+    """Somebody at home types the number of the machine, and no name server can make a number lead elsewhere."""
+    here = door(LAN, password=HASH)
+    assert here.look(caller(host="192.168.1.5:8081"), is_public=True) is None
+    assert here.look(caller(host="evil.example"), is_public=True) is Refusal.NAME
+
+
+SAME = {"method": "POST", "sec_fetch_site": "same-origin", "origin": "http://127.0.0.1:8081"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (SAME, None),
+        ({"method": "POST", "sec_fetch_site": "same-origin"}, None),
+        ({"method": "POST", "origin": "http://127.0.0.1:8081"}, None),  # a browser without Sec-Fetch-Site
+        (SAME | {"sec_fetch_site": "cross-site"}, Refusal.ORIGIN),
+        (SAME | {"sec_fetch_site": "same-site"}, Refusal.ORIGIN),
+        (SAME | {"sec_fetch_site": "none"}, Refusal.ORIGIN),
+        (SAME | {"origin": "http://evil.example"}, Refusal.ORIGIN),
+        (SAME | {"origin": "null"}, Refusal.ORIGIN),
+        (SAME | {"origin": "http://127.0.0.1:9999"}, Refusal.ORIGIN),
+        ({"method": "POST"}, Refusal.ORIGIN),
+        ({"method": "GET", "sec_fetch_site": "same-origin"}, Refusal.ORIGIN),
+        ({"method": "POST", "authorization": f"Bearer {TOKEN}"}, None),  # a command, no browser
+    ],
+)
+def test_a_change_comes_from_our_own_page(change: dict[str, str], expected: Refusal | None) -> None:
+    """Any site that somebody looks at could click a button here."""
+    assert door().look(caller(**change), is_change=True) is expected
+
+
+def test_beyond_loopback_nobody_comes_in_without_a_password() -> None:
+    here = door(LAN, password=HASH)
+    assert here.look(caller()) is Refusal.PASSWORD
+    assert here.look(caller(authorization=basic("wrong"))) is Refusal.PASSWORD
+    assert here.look(caller(authorization="Basic ???")) is Refusal.PASSWORD
+    assert here.look(caller(authorization="Bearer wrong")) is Refusal.PASSWORD
+    assert here.look(caller(cookie="made-up")) is Refusal.PASSWORD
+    assert here.look(caller(), is_public=True) is None
+    assert here.look(caller(authorization=basic("correct horse"))) is None
+    assert here.look(caller(authorization=f"Bearer {TOKEN}")) is None
+
+
+def test_a_login_opens_the_page_until_it_ends() -> None:
+    """Nobody logs in for each look; and a cookie that was left on a foreign machine must not open for ever."""
+    time = [0.0]
+    here = door(LAN, lambda: time[0], password=HASH)
+    cookie = here.log_in(caller(), "correct horse")
+    assert isinstance(cookie, str)
+    time[0] = LOGIN_HOLDS - 1
+    assert here.look(caller(cookie=cookie)) is None
+    time[0] += LOGIN_HOLDS - 1
+    assert here.look(caller(cookie=cookie)) is None
+    here.log_out(caller(cookie=cookie))
+    assert here.look(caller(cookie=cookie)) is Refusal.PASSWORD
+    again = here.log_in(caller(), "correct horse")
+    assert isinstance(again, str)
+    time[0] += LOGIN_HOLDS + 1
+    assert here.look(caller(cookie=again)) is Refusal.PASSWORD
+
+
+def test_wrong_passwords_are_limited_for_each_address() -> None:
+    """A password would be guessed in a night; and one who guesses must not lock out the others."""
+    here = door(LAN, password=HASH)
+    for _ in range(ATTEMPTS):
+        assert here.log_in(caller(address="10.0.0.66"), "wrong") is Refusal.PASSWORD
+    assert here.log_in(caller(address="10.0.0.66"), "correct horse") is Refusal.LIMIT
+    assert here.look(caller(address="10.0.0.66", authorization=basic("wrong"))) is Refusal.LIMIT
+    assert isinstance(here.log_in(caller(address="10.0.0.5"), "correct horse"), str)
+
+
+def test_a_network_of_ipv6_is_one_address() -> None:
+    """Each home has 2^64 of them to try from."""
+    here = door(LAN, password=HASH)
+    for number in range(ATTEMPTS):
+        here.log_in(caller(address=f"2001:db8::{number}"), "wrong")
+    assert here.log_in(caller(address="2001:db8::ffff"), "correct horse") is Refusal.LIMIT
+
+
+def test_a_trusted_proxy_has_asked_already() -> None:
+    """Home Assistant shows an add-on's page to its own users, below a path and in a frame."""
+    here = door(LAN, trusted_proxies=("172.30.32.2/32",))
+    proxy = {"address": "172.30.32.2", "host": "home.example:8123", "x_ingress_path": "/api/hassio_ingress/abc"}
+    assert here.look(caller(**proxy)) is None
+    assert here.prefix(caller(**proxy)) == "/api/hassio_ingress/abc"
+    assert here.prefix(caller(**proxy | {"x_ingress_path": '/"><script>'})) == ""
+    change = {"method": "POST", "sec_fetch_site": "same-origin", "origin": "https://elsewhere.example"}
+    assert here.look(caller(**proxy, **change), is_change=True) is None
+    assert here.look(caller(**proxy, **change | {"sec_fetch_site": "cross-site"}), is_change=True) is Refusal.ORIGIN
+    assert here.look(caller(**proxy, method="POST", origin="https://evil.example"), is_change=True) is Refusal.ORIGIN
+
+
+def test_what_a_trusted_proxy_may_say_others_may_not() -> None:
+    """Anybody in the home network would be in by sending a header."""
+    here = door(LAN, trusted_proxies=("172.30.32.2/32",))
+    assert here.look(caller(address="192.168.1.66", x_ingress_path="/x")) is Refusal.ADDRESS
+    assert here.prefix(caller(address="192.168.1.66", x_ingress_path="/x")) == ""
+    assert here.look(caller(address="no address")) is Refusal.ADDRESS
+
+
+def test_every_answer_forbids_what_the_page_does_not_need() -> None:
+    said = headers(framed=False)
+    policy = said["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert said["X-Frame-Options"] == "DENY"
+    assert said["Referrer-Policy"] == "no-referrer"
+    assert "frame-ancestors 'self'" in headers(framed=True)["Content-Security-Policy"]
