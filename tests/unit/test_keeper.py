@@ -24,6 +24,7 @@ from bridge.journal.sqlite import RESERVE, SqliteJournal
 from bridge.keeper import CLEARING, HURRY, LOOK_EVERY, ROOM, ROUND_EVERY, SLICE, Keeper
 from bridge.model import Kind
 from bridge.topics import Entry
+from scripts.reference import HEALTH_KEYS
 
 NOW = 1_790_000_000.0
 HOUR, DAY = 3_600.0, 86_400.0
@@ -468,6 +469,7 @@ class TestHealth:
         house.passes(30)
         house.keeper.step()
         (report,) = house.reports
+        assert set(report) == set(HEALTH_KEYS), "explain each key in scripts/reference.py"
         sizes = {name: report.pop(name) for name in ("journal_bytes", "wal_bytes", "memory_bytes")}
         assert all(size > 0 for size in sizes.values())
         assert report == {
