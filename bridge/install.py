@@ -128,7 +128,7 @@ def this_program() -> Program:
     unreadable = next(
         (
             one
-            for one in (Path(sys.prefix), command, package, package / "cli.py")
+            for one in (Path(sys.prefix), command, package, package / "cli" / "__init__.py")
             if not one.stat().st_mode & stat.S_IROTH
         ),
         None,

@@ -1,0 +1,92 @@
+"""To keep what there is, or take it away: `backup`, `restore`, `clean`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import click
+
+from bridge.cli.common import EXIT_FAILED, EXIT_SETTINGS, config_option, explained, fail, load
+
+
+@click.command()
+@config_option
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def backup(config: Path | None, file: Path) -> None:
+    """Copy the journal to FILE, consistent, also while the bridge runs."""
+    with explained():
+        from bridge.journal import care
+
+        written = care.backup(load(config).settings.journal_path, file)
+        click.echo(f"{file}: {written} bytes")
+
+
+@click.command()
+@config_option
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def restore(config: Path | None, file: Path) -> None:
+    """Put FILE, a copy made by `backup`, in the journal's place; the bridge must not run.
+
+    The journal that was there is kept beside it.
+    """
+    with explained():
+        from bridge import service
+        from bridge.journal import care
+
+        path = load(config).settings.journal_path
+        try:
+            with service.alone(path):
+                aside = care.restore(file, path)
+        except service.StartError as error:
+            fail(error, EXIT_SETTINGS)
+        click.echo(f"{path} is restored" + (f"; the one before is kept as {aside.name}" if aside else ""))
+
+
+@click.command()
+@config_option
+@click.option("--yes", is_flag=True, help="Really do it; without, only say what would go.")
+@click.option("--list", "each", is_flag=True, help="Print every topic.")
+def clean(config: Path | None, yes: bool, each: bool) -> None:
+    """Take everything the bridge ever put on the broker off it; the bridge must not run.
+
+    Retained topics, what they say about the bridge, and everything Home Assistant was told. The journal stays.
+    """
+    with explained():
+        from bridge import service
+        from bridge.clean import CleanError, find, remove, stands
+        from bridge.dead_letters import journal_of
+
+        settings = load(config).settings
+        try:
+            with service.alone(settings.journal_path), service.broker_for(settings), contextlib.ExitStack() as stack:
+                known = settings.journal_path.exists()
+                journal = stack.enter_context(journal_of(settings)) if known else None
+                found = find(settings, service.plan(settings), journal)
+                if each:
+                    click.echo("".join(f"{topic}\n" for topic in found.all), nl=False)
+                click.echo(
+                    f"{len(found.updates)} messages and buttons, {len(found.bridge)} topics about the bridge, "
+                    f"{len(found.discovery)} discoveries of Home Assistant"
+                )
+                if not yes:
+                    click.echo("Nothing was removed; `clean --yes` removes them.")
+                    return
+                with click.progressbar(length=len(found.all), label="Removing") as bar:
+                    remove(settings, found, bar.update)
+                if journal is not None:
+                    journal.cleaned()
+                left = stands(settings, service.plan(settings))
+        except service.StartError as error:
+            fail(error, EXIT_SETTINGS)
+        except CleanError as error:
+            fail(error, EXIT_FAILED)
+        if left.all:
+            click.echo(
+                f"whatsapp2mqtt: {len(left.all)} topics still stand, e.g. {left.all[0]}; "
+                "is the bridge allowed to publish to them?",
+                err=True,
+            )
+            sys.exit(EXIT_FAILED)
+        click.echo(f"{len(found.all)} topics are gone.")

@@ -1,0 +1,103 @@
+"""`dead-letters`: look at what could not be understood or delivered, try it again, or drop it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from bridge.cli.common import EXIT_FAILED, config_option, explained, load
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Look at what could not be understood or delivered, try it again, or drop it."""
+
+
+@dead_letters.command("list")
+@config_option
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line: number, received, source, reason.")
+def dead_letters_list(config: Path | None, limit: int, as_json: bool) -> None:
+    """List them, newest first."""
+    with explained():
+        import orjson
+
+        from bridge.dead_letters import journal_of, listed
+
+        with journal_of(load(config).settings) as journal:
+            letters = journal.dead_letters(limit=limit)
+        if as_json:
+            for letter in letters:
+                keys = {"number": letter.number, "received": letter.received, "source": letter.source}
+                click.echo(orjson.dumps({**keys, "reason": letter.reason}))
+        elif letters:
+            click.echo("\n".join(listed(letters)))
+        else:
+            click.echo("There are no dead letters.")
+
+
+@dead_letters.command("show")
+@config_option
+@click.argument("number", type=int)
+def dead_letters_show(config: Path | None, number: int) -> None:
+    """Show all of one."""
+    with explained():
+        from bridge.dead_letters import journal_of, shown
+
+        with journal_of(load(config).settings) as journal:
+            letter = journal.dead_letter(number)
+        if letter is None:
+            _no_such_letter(number)
+        else:
+            click.echo(shown(letter))
+
+
+@dead_letters.command("replay")
+@config_option
+@click.argument("numbers", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All of them, oldest first.")
+def dead_letters_replay(config: Path | None, numbers: tuple[int, ...], everything: bool) -> None:
+    """Try some again, as if they had just come; one that works is no dead letter any more."""
+    with explained():
+        from bridge.dead_letters import journal_of, replay
+
+        settings = load(config).settings
+        failed = False
+        with journal_of(settings) as journal:
+            if everything:
+                numbers = tuple(letter.number for letter in reversed(journal.dead_letters(limit=1_000_000)))
+            for number in numbers:
+                letter = journal.dead_letter(number)
+                if letter is None:
+                    _no_such_letter(number)
+                else:
+                    worked, words = replay(settings, journal, letter)
+                    failed |= not worked
+                    click.echo(f"{number}: {words}")
+        sys.exit(EXIT_FAILED if failed else 0)
+
+
+@dead_letters.command("drop")
+@config_option
+@click.argument("numbers", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+def dead_letters_drop(config: Path | None, numbers: tuple[int, ...], everything: bool) -> None:
+    """Delete some for good."""
+    with explained():
+        from bridge.dead_letters import journal_of
+
+        with journal_of(load(config).settings) as journal:
+            if everything:
+                numbers = tuple(letter.number for letter in journal.dead_letters(limit=1_000_000))
+            for number in numbers:
+                if not journal.drop_dead_letter(number):
+                    _no_such_letter(number)
+            click.echo(f"dropped {len(numbers)}")
+
+
+def _no_such_letter(number: int) -> NoReturn:
+    click.echo(f"whatsapp2mqtt: there is no dead letter {number}; `dead-letters list` shows them", err=True)
+    sys.exit(EXIT_FAILED)

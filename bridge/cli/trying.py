@@ -1,0 +1,54 @@
+"""To see it work: `simulate` posts callbacks, `tail` shows what becomes of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from bridge.cli.common import EXIT_FAILED, config_option, explained, fail, load
+
+
+@click.command()
+@config_option
+@click.argument("kinds", nargs=-1, required=True, metavar="KIND...")
+@click.option("--message-id", help="The message that statuses are about; a fresh one if absent.")
+@click.option("--payload", default="open_gate", show_default=True, help="Of the button that is clicked.")
+@click.option("--text", default="Open the gate", show_default=True, help="On the button that is clicked.")
+@click.option("--sender", default="15550001234", show_default=True, help="The phone number of who clicks or receives.")
+@click.option("--url", help="The webhook's address, if it is not the one in the settings.")
+def simulate(config: Path | None, kinds: tuple[str, ...], url: str | None, **options: str) -> None:
+    """Post realistic callbacks to a running bridge.
+
+    KIND is sent, delivered, read, failed or deleted (a message's status), or button (a click); with cloud- before it,
+    in the envelope of Meta's Cloud API. Several are posted one after the other, the statuses about one message.
+    """
+    with explained():
+        from bridge.simulate import SimulationError, post
+
+        loaded = load(config)
+        try:
+            for line in post(loaded.settings, kinds, url=url, **options):
+                click.echo(line)
+        except SimulationError as error:
+            fail(error, EXIT_FAILED)
+
+
+@click.command()
+@config_option
+@click.option("--topic", help="What to subscribe to; everything below the base topic if absent.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line: topic, retain, payload.")
+@click.option("--retained/--no-retained", default=True, show_default=True, help="Also show what the broker had kept.")
+def tail(config: Path | None, topic: str | None, count: int | None, as_json: bool, retained: bool) -> None:
+    """Print topics as they come; Ctrl+C ends it."""
+    with explained():
+        from bridge.tail import follow
+
+        settings = load(config).settings
+        try:
+            for line in follow(settings, topic, count=count, as_json=as_json, retained=retained):
+                click.echo(line)
+        except KeyboardInterrupt:
+            sys.exit(130)
