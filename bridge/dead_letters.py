@@ -14,6 +14,7 @@ from bridge import payload
 from bridge.config import Settings
 from bridge.journal import Buried, Callback
 from bridge.journal.sqlite import SqliteJournal
+from bridge.logs import printable
 from bridge.model import Kind, iso_utc
 from bridge.secret import veil_of
 from bridge.topics import entry
@@ -33,18 +34,19 @@ def journal_of(settings: Settings) -> SqliteJournal:
 def listed(letters: list[Buried]) -> Iterator[str]:
     """A line for each: number, when, what, why."""
     for letter in letters:
-        yield f"{letter.number:>6}  {iso_utc(letter.received)}  {letter.source:<11}  {letter.reason}"
+        yield f"{letter.number:>6}  {iso_utc(letter.received)}  {letter.source:<11}  {printable(letter.reason)}"
 
 
 def shown(letter: Buried) -> str:
     """All of one; what is no text, as far as it reads as text."""
     body = letter.body.decode("utf-8", "backslashreplace")
-    with contextlib.suppress(orjson.JSONDecodeError):
+    # What is no JSON, or is nested more deeply than can be written again, stands as it is.
+    with contextlib.suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):
         body = orjson.dumps(orjson.loads(letter.body), option=orjson.OPT_INDENT_2).decode()
-    tame = "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in body)
+    tame = "\n".join(printable(line) for line in body.split("\n"))
     return (
         f"number:   {letter.number}\nreceived: {iso_utc(letter.received)}\nsource:   {letter.source}\n"
-        f"reason:   {letter.reason}\nbody:\n{tame}"
+        f"reason:   {printable(letter.reason)}\nbody:\n{tame}"
     )
 
 

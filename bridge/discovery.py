@@ -186,7 +186,7 @@ class Discovery:
             number = homeassistant.phone_number(document.get("business_phone"))
             if number is not None:
                 fresh |= self._see(self._phones, "phone", str(number), None, seq, seen, homeassistant.MAX_PHONES)
-            if kind is Kind.BUTTON and document["payload"] not in self._declared:
+            if kind is Kind.BUTTON and self._is_shown(document["payload"]):
                 # Those that are too many go below: the newest stay.
                 most = math.inf if room else 0
                 fresh |= self._see(self._buttons, "button", document["payload"], document.get("text"), seq, seen, most)
@@ -229,6 +229,10 @@ class Discovery:
         if seq > before.last:
             seen[kind, key] = known[key] = replace(before, last=seq)
         return False
+
+    def _is_shown(self, payload: str) -> bool:
+        """Whether a button is one to be learned."""
+        return payload not in self._declared and len(payload) <= homeassistant.PAYLOAD_LIMIT
 
     def _room(self) -> int:
         return max(0, self._plan.max_buttons - len(self._declared))

@@ -40,8 +40,12 @@ OTHER = "other"
 
 #: Business phones that get a device; more do not.
 MAX_PHONES = 20
-#: A name longer than this is cut.
+#: A name longer than this is cut, and a text in `bridge/health` that is longer than what a state may be.
 NAME_LIMIT = 60
+STATE_LIMIT = 255
+#: A button with a longer payload is not shown: all of them stand in one JSON, which a broker must take. WhatsApp allows
+#: the id of a reply button 256 characters, and none a longer one.
+PAYLOAD_LIMIT = 256
 
 #: Keys of our JSON that entities show; what is not named here does not reach Home Assistant's attributes.
 FEED_KEYS = {
@@ -121,7 +125,8 @@ def readable(text: str) -> str:
 def button_name(payload: str, text: str | None, taken: Iterable[str]) -> str:
     """A name for a button that nobody declared, told apart from those that are taken."""
     used = set(taken)
-    name = readable(text or "") or readable(payload) or "Button"
+    # Longer ones are cut in any case, and to look at each character of three million takes its time.
+    name = readable((text or "")[:1_000]) or readable(payload) or "Button"
     if name in used:
         name = f"{name} ({readable(payload)})"
     if name in used:
@@ -166,14 +171,19 @@ def failure(document: dict[str, Any]) -> dict[str, Any]:
     """What `bridge/health` says about the last message that failed: code and title of its first error."""
     errors = document.get("errors")
     first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
-    title = first.get("title") or first.get("message")
-    code = first.get("code")
     return {
-        "code": code if isinstance(code, (int, str)) else None,
-        "title": title if isinstance(title, str) else None,
-        "message_id": document.get("message_id"),
+        "code": _short(first.get("code"), int),
+        "title": _short(first.get("title") or first.get("message")),
+        "message_id": _short(document.get("message_id")),
         "at": document.get("received_at"),
     }
+
+
+def _short(value: object, also: type = str) -> object:
+    """A text of an attribute's length, or a value of another type that is good as it is; None for all else."""
+    if isinstance(value, str):
+        return value if len(value) <= STATE_LIMIT else f"{value[: STATE_LIMIT - 1]}…"
+    return value if isinstance(value, also) else None
 
 
 def messages(today: dict[str, int], total: dict[str, int]) -> dict[str, dict[str, int]]:

@@ -105,14 +105,14 @@ def _masked(value: Any) -> Any:
 
 def escape_text(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """For the terminal: one line an event, and below it an exception's, each marked as such."""
-    event["event"] = _printable(str(event["event"]))
+    event["event"] = printable(str(event["event"]))
     if "exception" in event:
         lines = str(event["exception"]).split("\n")
-        event["exception"] = "\n".join(f"  | {_printable(line)}" for line in lines)
+        event["exception"] = "\n".join(f"  | {printable(line)}" for line in lines)
     return event
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """With what is no visible character or space (controls, line ends, bidirectional marks) as its escape."""
     if text.isprintable():
         return text

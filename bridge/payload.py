@@ -28,6 +28,9 @@ from bridge.topics import document
 MAX_ITEMS = 10_000
 #: Deeper nesting than this is not WhatsApp's; what we pass on verbatim must stay readable for others.
 MAX_DEPTH = 32
+#: Bytes of JSON. What stands once in a callback, and is passed on with each of its entries, may be no larger: three
+#: megabytes would become gigabytes. The longest that is known, Meta's errors, have some hundred.
+MAX_SHARED = 4096
 
 
 class NotUnderstoodError(Exception):
@@ -87,6 +90,7 @@ def parse(body: bytes) -> Parsed:
             continue
         business_phone = _business_phone(value)
         names: dict[str, str] | None = None
+        shared: dict[str, Any] | None = None
         for name, items in (("statuses", statuses), ("messages", messages)):
             if items is None:
                 continue
@@ -99,7 +103,9 @@ def parse(body: bytes) -> Parsed:
             for item in items:
                 try:
                     if name == "statuses":
-                        update: Update = _status(item, value, business_phone)
+                        if shared is None:
+                            shared = _shared(value)
+                        update: Update = _status(item, shared, business_phone)
                     elif _is_click(item):
                         if names is None:
                             names = _names(value)
@@ -110,7 +116,9 @@ def parse(body: bytes) -> Parsed:
                     if root.lenient:
                         _check_text(update)
                 except Invalid as error:
-                    dead.append(DeadItem(_reason(name, error), _as_text(_alone(name, item, value))))
+                    if shared is None:
+                        shared = _shared(value)
+                    dead.append(DeadItem(_reason(name, error), _as_text(_alone(name, item, shared))))
                 else:
                     updates.append(update)
     return Parsed(tuple(updates), ignored, tuple(dead))
@@ -179,12 +187,15 @@ def _check_text(update: Update) -> None:
         raise Invalid("a text holds half of a surrogate pair, which no UTF-8 can say") from None
 
 
-def _alone(name: str, item: Any, value: dict[str, Any]) -> dict[str, Any]:
+def _shared(value: dict[str, Any]) -> dict[str, Any]:
+    """What is passed on with each entry, as far as it is small."""
+    keys = ("business_phone", "merchant_phone", "metadata", "errors")
+    return {key: value[key] for key in keys if key in value and len(_as_text(value[key])) <= MAX_SHARED}
+
+
+def _alone(name: str, item: Any, shared: dict[str, Any]) -> dict[str, Any]:
     """An entry as the only one of a value, with what tells the business' number."""
-    phones: dict[str, Any] = {
-        key: value[key] for key in ("business_phone", "merchant_phone", "metadata") if key in value
-    }
-    return {**phones, name: [item]}
+    return {**{key: shared[key] for key in shared if key != "errors"}, name: [item]}
 
 
 def _as_text(item: Any) -> str:
@@ -230,7 +241,7 @@ def _business_phone(value: dict[str, Any]) -> str | None:
         metadata.get("display_phone_number") if isinstance(metadata, dict) else None,
     ):
         text = _text(candidate)
-        if text:
+        if text and len(text) <= MAX_SHARED:
             return text
     return None
 
@@ -244,7 +255,7 @@ def _names(value: dict[str, Any]) -> dict[str, str]:
         if not isinstance(profile, dict):
             continue
         name = _text(profile.get("name")) or _text(profile.get("username"))
-        if not name:
+        if not name or len(name) > MAX_SHARED:
             continue
         for key in ("wa_id", "user_id"):
             number = _text(contact.get(key))
@@ -321,14 +332,14 @@ _BUTTON = Schema({Optional("payload"): _text, Optional("text"): _text}, extra=AL
 _REPLY = Schema({Optional("id"): _text, Optional("title"): _text}, extra=ALLOW_EXTRA)
 
 
-def _status(item: Any, value: dict[str, Any], business_phone: str | None) -> StatusUpdate:
+def _status(item: Any, shared: dict[str, Any], business_phone: str | None) -> StatusUpdate:
     status = _STATUS(item)
     word = status["status"].lower()
     message = item.get("message")
     errors = status.get("errors")
     if errors is None and word == "failed":
         # The older shape has the errors beside `statuses`.
-        errors = _some_list(value.get("errors"))
+        errors = _some_list(shared.get("errors"))
     raw = status.get("timestamp")
     return StatusUpdate(
         message_id=status["id"],

@@ -52,7 +52,8 @@ _GAP = r"[ \u00a0().\-/]{0,2}"
 #: 7 to 15 digits (ITU-T E.164 has no longer ones), as people write them.
 _NUMBER = rf"(?:\+|(?<!\d))\(?\d(?:{_GAP}\d){{6,14}}(?!\d)"
 _RUN = re.compile(r"(?<!\d)\d{7,15}(?!\d)")
-_VEILED = r"h-[0-9a-f]{16}(?:@[\w.]+)?(?!\w)|\*{3,}[^\s*]{0,4}(?:@[\w.]+)?(?![\w*])"
+# Each begins where nothing of its kind stands before it, and gives nothing back: no text takes more than one look.
+_VEILED = r"h-[0-9a-f]{16}(?:@[\w.]+)?(?!\w)|(?<!\*)\*{3,}+[^\s*]{0,4}(?:@[\w.]+)?(?![\w*])"
 _WAMID = r"wamid\.[A-Za-z0-9+/_=\-]+"
 _WORD = r"[A-Za-z0-9+/_\-]{12,}={0,2}"
 _DATE = r"(?<!\d)\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:\.\d{1,9})?)?(?![\d-])"
@@ -66,6 +67,11 @@ _PHONE_LIKE = re.compile(r"[+\d][\d ().\-/\u00a0]*").fullmatch
 #: Digits in the disguises of a text that was not parsed: JSON's escapes and a form's.
 _DISGUISED_DIGIT = re.compile(r"\\u003(\d)|%3(\d)")
 _ANY_WORD = re.compile(_WORD)
+
+#: So many people of one callback are looked for within words, too; of more, whole words alone: the time that takes
+#: would grow with their number times the length of all texts.
+MANY_PEOPLE = 100
+_TOKEN = re.compile(r"\w[\w.@+\-]{3,}\w")
 
 #: What is kept of a body that cannot be searched for numbers.
 NOT_KEPT = "{} bytes that are no readable text are not kept, as they could hold a number (privacy.numbers)"
@@ -225,8 +231,9 @@ class _Sight:
         self._business = {canonical(one) for one in business if one}
         found = {one for one in people if one and len(one) >= 5 and not _IS_VEILED(one)}
         found |= {canonical(one) for one in found}
+        self._people = frozenset(one for one in found if canonical(one) not in self._business)
         # The longest first: one may begin another.
-        self._people = sorted((one for one in found if canonical(one) not in self._business), key=len, reverse=True)
+        self._within = sorted(self._people, key=len, reverse=True) if len(self._people) <= MANY_PEOPLE else ()
 
     def person(self, text: str | None) -> str | None:
         return None if text is None else self._replaced(text)
@@ -246,9 +253,14 @@ class _Sight:
         return (
             _RUN.search(text) is not None
             or _INTERNATIONAL.search(text) is not None
-            or any(one in text for one in self._people)
+            or self._names_someone(text)
             or any(hides_number(token) for token in _ANY_WORD.findall(text))
         )
+
+    def _names_someone(self, text: str) -> bool:
+        if len(self._people) > MANY_PEOPLE:
+            return not self._people.isdisjoint(_TOKEN.findall(text))
+        return any(one in text for one in self._within)
 
     def word(self, text: str) -> str:
         """A text that automations hang on: only what is certainly a number goes, and what stands for it is unique."""
@@ -260,9 +272,12 @@ class _Sight:
 
     def _search(self, text: str, pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str]) -> str:
         unique = pattern is _INTERNATIONAL
-        for one in self._people:
+        shown = self._veil.hashed if unique else self._veil.person
+        for one in self._within:
             if one in text:
-                text = text.replace(one, self._veil.hashed(one) if unique else self._veil.person(one))
+                text = text.replace(one, shown(one))
+        if len(self._people) > MANY_PEOPLE:
+            text = _TOKEN.sub(lambda found: shown(found[0]) if found[0] in self._people else found[0], text)
         if unique:
             text = _CODED.sub(self._encoded, text)
         return pattern.sub(replace, text)
@@ -363,7 +378,7 @@ _LOGGED = re.compile(
 
 
 #: Digits within a longer word, but for a moment as file names have it.
-_LONG_RUN = re.compile(r"\d{7,}(?!\d|T\d{6})")
+_LONG_RUN = re.compile(r"(?<!\d)\d{7,}+(?!T\d{6})")
 
 
 def masked(text: str) -> str:

@@ -13,6 +13,7 @@ import click
 import orjson
 
 from bridge.config import Settings
+from bridge.logs import printable
 from bridge.mqtt import Connection, ConnectionEndedError, Message
 
 #: Seconds between two tries to reach the broker.
@@ -98,19 +99,15 @@ def _readable(message: Message) -> str:
     """Time, topic, and the JSON below it; whatever could steer a terminal is shown as its escape."""
     at = click.style(time.strftime("%H:%M:%S"), dim=True)
     kept = click.style(" (retained)", dim=True) if message.retain else ""
-    head = f"{at} {click.style(_tame(message.topic), fg='cyan', bold=True)}{kept}"
+    head = f"{at} {click.style(printable(message.topic), fg='cyan', bold=True)}{kept}"
     try:
         shown = orjson.loads(message.payload)
         if isinstance(shown, dict):
             lines = [
-                f"    {click.style(_tame(key), fg='green')}: {_tame(orjson.dumps(value).decode())}"
+                f"    {click.style(printable(key), fg='green')}: {printable(orjson.dumps(value).decode())}"
                 for key, value in shown.items()
             ]
             return "\n".join([head, *lines])
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         pass  # no JSON, or nested more deeply than can be written again
-    return f"{head}  {_tame(message.payload.decode('utf-8', 'replace'))}"
-
-
-def _tame(text: str) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+    return f"{head}  {printable(message.payload.decode('utf-8', 'replace'))}"

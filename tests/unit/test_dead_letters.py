@@ -85,7 +85,7 @@ class TestReading:
             ("grün\nund blau".encode(), "grün\nund blau"),
             (b"\x1b[2J\x07 beep \x00", "\\x1b[2J\\x07 beep \\x00"),
             (b"\xff\xfe\x80", "\\xff\\xfe\\x80"),
-            ("turned \u202e round".encode(), "turned \\x202e round"),
+            ("turned \u202e round".encode(), "turned \\u202e round"),
             (b'"\\u001b[31m red"', '"\\u001b[31m red"'),
             (b"", ""),
         ],

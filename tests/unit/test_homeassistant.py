@@ -272,6 +272,14 @@ def test_the_last_failure_has_code_and_title_as_far_as_they_can_be_read(errors: 
     assert found == {"code": code, "title": title, "message_id": "m", "at": "now"}
 
 
+def test_what_failed_is_told_in_few_words() -> None:
+    """A title of three megabytes would be published with each health report, each minute, for ever."""
+    long = "x" * 3_000_000
+    found = homeassistant.failure({"errors": [{"code": long, "title": long}], "message_id": long})
+    assert all(value is None or len(value) == 255 for value in found.values())
+    assert len(homeassistant.button_name(long, long, ())) == homeassistant.NAME_LIMIT
+
+
 def test_counts_of_unknown_statuses_are_added_up() -> None:
     """Otherwise a name that callbacks choose would become a key for ever."""
     counts = homeassistant.messages({"read": 1, "x": 2}, {"read": 3, "x": 4, "y": 5})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.model import ButtonClick, StatusUpdate, Update
 from bridge.payload import MAX_DEPTH, MAX_ITEMS, DeadItem, NotUnderstoodError, Parsed, parse
-from bridge.topics import entry
+from bridge.topics import document, entry
 
 HALF = "\ud83d"  # of a surrogate pair
 
@@ -521,3 +522,21 @@ def test_what_a_value_says_does_not_depend_on_a_bad_one_beside_it(value: Any) ->
     assert beside.ignored == alone.ignored
     assert len(beside.dead) == len(alone.dead) + 1
     assert [item.reason for item in beside.dead[:-1]] == [item.reason for item in alone.dead]
+
+
+@pytest.mark.parametrize("where", ["business_phone", "metadata", "errors", "contacts"])
+@pytest.mark.parametrize("item", [{"id": "1", "status": "failed"}, {"id": "1"}], ids=["good", "bad"])
+def test_what_stands_once_is_not_multiplied_by_the_entries(where: str, item: dict[str, Any]) -> None:
+    """Three megabytes would fill the memory, as each entry is stored and published with all that belongs to it."""
+    large = "x" * 5_000
+    once: dict[str, Any] = {
+        "business_phone": large,
+        "metadata": {"display_phone_number": large},
+        "errors": [{"title": large}],
+        "contacts": [{"wa_id": "1", "profile": {"name": large}}],
+    }
+    click = {"id": "1", "from": "1", "type": "button", "button": {"text": "a"}}
+    parsed = parse(orjson.dumps({"statuses": [item] * 100, "messages": [click] * 100, where: once[where]}))
+    documents = [document(update, 0.0, "") for update in parsed.updates]
+    assert len(documents) + len(parsed.dead) == 200
+    assert sum(map(len, documents)) + sum(len(one.body) for one in parsed.dead) < 100_000

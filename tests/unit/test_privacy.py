@@ -337,3 +337,31 @@ def test_dead_items_are_hidden_with_the_business_told_apart(veil: Veil) -> None:
     hidden = veil.body(dead.body.encode()).decode()
     assert BUSINESS in hidden
     assert NUMBER not in hidden
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "*" * 300_000 + "abcdef",
+        "h-0123456789abcdef@" + "." * 300_000 + "_",
+        "1 " * 300_000,
+        "x" + "1" * 300_000,
+        "(1" * 300_000,
+    ],
+    ids=["stars", "hash", "spaces", "digits", "brackets"],
+)
+def test_no_text_takes_more_than_one_look(text: str) -> None:
+    """A receiver that searches one callback for minutes answers no other; where this is slow, the test never ends."""
+    veil = Veil("mask", KEY)
+    assert veil.body(orjson.dumps({"name": text}))
+    assert masked(f"{text}T123456")
+
+
+def test_many_people_in_one_body_are_all_hidden() -> None:
+    """Each of them is looked for in each text; where all places are tried for all of them, this never ends."""
+    body = orjson.dumps(
+        {"who": [{"from": f"{10_000 + i}", "about": f"it is {10_000 + i}, no?"} for i in range(50_000)]}
+    )
+    hidden = Veil("hash", KEY).body(body).decode()
+    assert not re.search(r"\b\d{5}\b", hidden)
+    assert len(set(re.findall(r"h-[0-9a-f]{16}", hidden))) == 50_000
