@@ -32,6 +32,10 @@ SMALLEST_JOURNAL = 8 * 2**20
 
 Key = tuple[str, ...]
 
+#: Settings that had another name in an older version: the old name, and today's. An old name goes on to work, and a
+#: line at the start says what it is called now; `whatsapp2mqtt migrate-settings` writes the file anew.
+RENAMED: Mapping[Key, Key] = {}
+
 
 class ConfigError(Exception):
     """The settings cannot be used; the message has a line for each problem: where, what is wrong, what to write."""
@@ -686,11 +690,13 @@ class Loaded:
         settings: What the program uses.
         written: Dotted name to what the user (or the default) says.
         origins: Dotted name to where it was set; names without an entry have their default.
+        outdated: A line for each setting under an older version's name: where it stands, and what it is called now.
     """
 
     settings: Settings
     written: dict[str, object]
     origins: dict[str, str]
+    outdated: tuple[str, ...] = ()
 
 
 def load(file: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
@@ -703,9 +709,10 @@ def load(file: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
     values: dict[Key, object] = {}
     origins: dict[Key, str] = {}
     problems: list[str] = []
+    outdated: list[str] = []
     if file is not None:
-        _read_file(file, values, origins, problems)
-    _read_environment(environ, values, origins, problems)
+        _read_file(file, values, origins, problems, outdated)
+    _read_environment(environ, values, origins, problems, outdated)
     if problems:
         raise ConfigError(problems)
     try:
@@ -717,7 +724,7 @@ def load(file: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
     if problems:
         raise ConfigError(problems)
     written = {".".join(key): values.get(key, meta["default"]) for key, meta in leaves(Settings)}
-    return Loaded(settings, written, {".".join(key): where for key, where in origins.items()})
+    return Loaded(settings, written, {".".join(key): where for key, where in origins.items()}, tuple(outdated))
 
 
 def leaves(kind: type, prefix: Key = ()) -> Iterator[tuple[Key, Mapping[str, Any]]]:
@@ -766,7 +773,9 @@ def _build(kind: type[T], checked: Mapping[str, Any]) -> T:
     )
 
 
-def _read_file(file: Path, values: dict[Key, object], origins: dict[Key, str], problems: list[str]) -> None:
+def _read_file(
+    file: Path, values: dict[Key, object], origins: dict[Key, str], problems: list[str], outdated: list[str]
+) -> None:
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
@@ -786,14 +795,20 @@ def _read_file(file: Path, values: dict[Key, object], origins: dict[Key, str], p
         problems.append(f"{file}: is not YAML: {str(error).splitlines()[0]}")
         return
     if root is not None:
-        _walk(file, root, (), values, origins, problems)
+        _walk(file, root, (), values, origins, problems, outdated)
 
 
 _QUOTED = re.compile(r"'.*'", re.DOTALL)
 
 
 def _walk(
-    file: Path, node: yaml.Node, key: Key, values: dict[Key, object], origins: dict[Key, str], problems: list[str]
+    file: Path,
+    node: yaml.Node,
+    key: Key,
+    values: dict[Key, object],
+    origins: dict[Key, str],
+    problems: list[str],
+    outdated: list[str],
 ) -> None:
     where = f"{file}:{node.start_mark.line + 1}"
     if not key or key in _SECTIONS:
@@ -807,19 +822,29 @@ def _walk(
             name = str(name_node.value)
             below = (*key, name)
             line = f"{file}:{name_node.start_mark.line + 1}"
+            below = _called_today(below, line, outdated)
             if below in origins:
                 problems.append(f"{line}: {'.'.join(below)}: stands twice; the other is at {origins[below]}")
             elif below not in _KNOWN and below not in _SECTIONS:
                 problems.append(f"{line}: {'.'.join(below)}: is no setting{_nearest(below)}")
             else:
                 origins[below] = line
-                _walk(file, child, below, values, origins, problems)
+                _walk(file, child, below, values, origins, problems, outdated)
         return
     try:
         values[key] = _plain(node)
     except yaml.MarkedYAMLError:
         # Its words may quote what was written.
         problems.append(f"{where}: {'.'.join(key)}: has a YAML tag that means nothing here; write the value itself")
+
+
+def _called_today(key: Key, where: str, outdated: list[str]) -> Key:
+    """The setting of this name; one that had it in an older version is noted."""
+    today = RENAMED.get(key)
+    if today is None:
+        return key
+    outdated.append(f"{where}: {'.'.join(key)}: is called {'.'.join(today)} now; please write that")
+    return today
 
 
 class _Loader(yaml.SafeLoader):
@@ -843,14 +868,18 @@ def _plain(node: yaml.Node) -> object:
 
 
 def _read_environment(
-    environ: Mapping[str, str], values: dict[Key, object], origins: dict[Key, str], problems: list[str]
+    environ: Mapping[str, str],
+    values: dict[Key, object],
+    origins: dict[Key, str],
+    problems: list[str],
+    outdated: list[str],
 ) -> None:
     for name in sorted(environ):
         if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG or _SERVICE_LINK.search(name):
             continue
-        key = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
+        key = _called_today(tuple(name.removeprefix(ENV_PREFIX).lower().split("__")), name, outdated)
         if key not in _KNOWN and key[-1].endswith("_file"):
-            secret_key = (*key[:-1], key[-1].removesuffix("_file"))
+            secret_key = _called_today((*key[:-1], key[-1].removesuffix("_file")), name, outdated)
             if secret_key in _KNOWN and _KNOWN[secret_key]["show"] is not None:
                 key = secret_key
                 if key in values and origins[key].startswith(ENV_PREFIX):

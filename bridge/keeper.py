@@ -25,7 +25,7 @@ from bridge.clock import Clock
 from bridge.config import Journal as JournalSettings
 from bridge.config import Retain
 from bridge.journal import BrokenStorageError, NotStoredError, Tally
-from bridge.journal.care import ballast
+from bridge.journal.care import ballast, drop_old_versions
 from bridge.journal.sqlite import RESERVE, SqliteJournal
 from bridge.model import Kind, iso_utc
 
@@ -175,6 +175,8 @@ class Keeper:
             most=self._limits.dead_letters_max,
             received_before=self._clock.wall() - self._limits.dead_letters_keep if self._clock.is_trusted() else 0.0,
         )
+        if self._clock.is_trusted():
+            drop_old_versions(self._path, self._clock.wall() - self._limits.keep)
         longest = max(self._limits.keep, *self._lifetimes.values())
         journal.forget_ticks(elapsed - longest)
         return max(most, count, pruned) >= SLICE

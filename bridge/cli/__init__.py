@@ -4,7 +4,7 @@ common.py    what every command shares
 running.py   run, check, install-service, password, version
 trying.py    simulate, tail
 letters.py   dead-letters
-keeping.py   backup, restore, clean
+keeping.py   backup, restore, clean, migrate-settings
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ for _command in (
     keeping.backup,
     keeping.restore,
     keeping.clean,
+    keeping.migrate_settings,
     running.install_service,
     running.password,
     running.version,

@@ -31,7 +31,10 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def load(config: Path | None) -> Loaded:
     from bridge.config import load
 
-    return load(config)
+    loaded = load(config)
+    for line in loaded.outdated:
+        click.echo(f"whatsapp2mqtt: {line}", err=True)
+    return loaded
 
 
 def fail(why: object, code: int = EXIT_FAILED) -> NoReturn:

@@ -1,4 +1,4 @@
-"""To keep what there is, or take it away: `backup`, `restore`, `clean`."""
+"""To keep what there is, or take it away: `backup`, `restore`, `clean`, `migrate-settings`."""
 
 from __future__ import annotations
 
@@ -90,3 +90,21 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
             )
             sys.exit(EXIT_FAILED)
         click.echo(f"{len(found.all)} topics are gone.")
+
+
+@click.command("migrate-settings")
+@config_option
+def migrate_settings(config: Path | None) -> None:
+    """Write the settings file with today's names, where an older version had others.
+
+    Values, comments and order stay, and the file as it was is kept beside it.
+    """
+    with explained():
+        from bridge.migrate import migrate
+
+        if config is None:
+            fail("name the settings file with --config", EXIT_SETTINGS)
+        renamed, kept = migrate(config)
+        for one in renamed:
+            click.echo(f"{config}:{one.line}: {'.'.join(one.old)} is {'.'.join(one.new)} now")
+        click.echo(f"the file as it was is kept as {kept}" if kept else f"{config}: all names in it are today's")

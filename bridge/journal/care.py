@@ -1,8 +1,12 @@
-"""What happens to a journal at the start: refuse a network file system, look for damage, save what can be saved."""
+"""What happens to a journal at the start: refuse a network file system, look for damage, save what can be saved.
+
+One that an older version wrote is copied before its schema is brought to this version's.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import os
 import re
@@ -108,6 +112,7 @@ def prepare(path: Path) -> str | None:
     refuse_network_file_system(path.parent)
     _make_room(path)
     alarm = mend(path)
+    keep_old_version(path)
     journal.SqliteJournal(path).create()
     with contextlib.suppress(OSError):
         _started_mark(path).write_text(journal.boot_id(), encoding="ascii")
@@ -415,6 +420,70 @@ def restore(copy: Path, path: Path) -> Path | None:
     except OSError as error:
         raise JournalError(f"restore: {copy}: {error.strerror}") from error
     return aside
+
+
+def keep_old_version(path: Path) -> Path | None:
+    """Copy a journal that an older version wrote, e.g. to `journal.db.schema-1`, from which there is a way back to it.
+
+    The copy is on disk, whole, when this returns: only then may the schema be changed. Whatever interrupts this, the
+    next start finds the old journal, and copies it anew.
+
+    Returns:
+        The copy; None where nothing is to be changed.
+
+    Raises:
+        JournalError: There is no room for the copy, or it cannot be written; the journal is as it was.
+    """
+    version = _older_schema(path)
+    if version is None:
+        return None
+    try:
+        with _opened(path, apsw.SQLITE_OPEN_READWRITE) as source:
+            needed = source.pragma("page_count") * source.pragma("page_size") + journal.RESERVE
+            disk = os.statvfs(path.parent)
+            if disk.f_bavail * disk.f_frsize < needed:
+                raise JournalError(
+                    f"journal {path}: an older version wrote it, and for a copy of it, as the way back, "
+                    f"{needed // 2**20 + 1} MiB must be free on its disk; make room, and start again"
+                )
+            copy = journal.old_version(path, version)
+            unfinished = copy.with_name(copy.name + ".unfinished")
+            _copy(source, unfinished)
+        unfinished.replace(copy)
+        journal.sync_folder(path.parent)
+    except (apsw.Error, OSError) as error:
+        raise JournalError(
+            f"journal {path}: an older version wrote it, and no copy of it can be kept beside it: "
+            f"{getattr(error, 'strerror', None) or error}"
+        ) from error
+    log.info("the journal's schema is new; the journal as it was is kept", kept_as=str(copy))
+    return copy
+
+
+def _older_schema(path: Path) -> int | None:
+    """The schema of a journal that an older version wrote; None for all else, which is told when it is opened."""
+    if not path.exists():
+        return None
+    with contextlib.suppress(apsw.Error), _opened(path, apsw.SQLITE_OPEN_READWRITE) as db:
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # what is looked at stays as it is
+        version = int(db.pragma("user_version"))
+        if db.pragma("application_id") == journal.APPLICATION_ID and 0 < version < len(journal.MIGRATIONS):
+            return version
+    return None
+
+
+def old_versions(path: Path) -> list[Path]:
+    """Copies of this journal as older versions wrote it; they hold phone numbers, too."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.schema-*"))
+
+
+def drop_old_versions(path: Path, before: float) -> None:
+    """Delete copies that were made before then (epoch seconds): nobody goes back so far, and numbers are not kept."""
+    for copy in old_versions(path):
+        with contextlib.suppress(OSError):
+            if copy.stat().st_mtime < before:
+                copy.unlink()
+                log.info("the copy of an older version's journal is deleted", copy=str(copy))
 
 
 def _copy(source: apsw.Connection, copy: Path) -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -245,7 +247,7 @@ class SqliteJournal:
         try:
             self._db = self._connect(apsw.SQLITE_OPEN_READWRITE)
             version = self._db.pragma("user_version")
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         except (apsw.Error, OSError) as error:
             self.__exit__()
             words = _words(error) if isinstance(error, apsw.Error) else f"the storage failed ({error.strerror})"
@@ -302,12 +304,22 @@ class SqliteJournal:
             if version > len(MIGRATIONS):
                 raise JournalError(
                     f"journal {self._path}: was written by a newer version (schema {version}, this one knows "
-                    f"{len(MIGRATIONS)}); install that version again, or set journal.url to a new file"
+                    f"{len(MIGRATIONS)}); {self._way_back()}"
                 )
             for script in MIGRATIONS[version:]:
                 db.execute(script)
             db.pragma("application_id", APPLICATION_ID)
             db.pragma("user_version", len(MIGRATIONS))
+
+    def _way_back(self) -> str:
+        kept = old_version(self._path, len(MIGRATIONS))
+        if not kept.exists():
+            return "install that version again, or set journal.url to a new file"
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(kept.stat().st_mtime))
+        return (
+            f"install that version again, or go back to the journal as it was on {since}, without what came since: "
+            f"`whatsapp2mqtt restore {shlex.quote(str(kept))}`"
+        )
 
     def _note_boot(self, db: apsw.Connection) -> None:
         """Remember where this boot begins (seconds since boot mean nothing across boots), and that it is in use."""
@@ -767,6 +779,11 @@ def check_sqlite() -> None:
         )
 
 
+def old_version(path: Path, schema: int) -> Path:
+    """The copy of a journal that is kept before a newer version changes its schema."""
+    return path.with_name(f"{path.name}.schema-{schema}")
+
+
 def suspect_mark(path: Path) -> Path:
     """The file that says: damage was met while running; look closely at the next start."""
     return path.with_name(path.name + ".suspect")
@@ -780,7 +797,7 @@ def boot_id() -> str:
         return ""
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make sure that a write-ahead log that was just made is found again; SQLite keeps silent if that fails.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import pytest
 
 CACHE = Path(__file__).parents[2] / ".systemd"
-HOME_PROGRAM = "/home/you/.local/share/pipx/venvs/whatsapp2mqtt/bin/whatsapp2mqtt"
+HOME_PROGRAM = "/home/you/.local/bin/whatsapp2mqtt"
 OPT_PROGRAM = "/opt/whatsapp2mqtt/bin/whatsapp2mqtt"
 SERVICE = "whatsapp2mqtt.service"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -144,14 +144,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     root.mkdir()
     subprocess.run(["tar", "-C", root, "-xf", CACHE / "debian.tar"], check=True)
     shutil.copytree(CACHE / "wheels", root / "wheels")
-    install = (
-        'python3 -m venv "$0" && "$0/bin/pip" -q install --no-index --find-links /wheels "whatsapp2mqtt[embedded]"'
-    )
-    home, opt = (str(Path(program).parents[1]) for program in (HOME_PROGRAM, OPT_PROGRAM))
+    offline = "--no-index --find-links /wheels"
+    opt = str(Path(OPT_PROGRAM).parents[1])
     for command in (
         ["useradd", "-m", "you"],
-        ["su", "you", "-c", install.replace("$0", home)],
-        ["sh", "-c", install, opt],
+        ["su", "-", "you", "-c", f"pipx install --pip-args='{offline}' 'whatsapp2mqtt[embedded]'"],
+        ["sh", "-c", f"python3 -m venv {opt} && {opt}/bin/pip -q install {offline} 'whatsapp2mqtt[embedded]'"],
     ):
         subprocess.run(["chroot", root, *command], check=True, env=ENVIRONMENT)
     machine = Machine(root)
