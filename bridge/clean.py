@@ -152,14 +152,13 @@ def _step(connection: Connection) -> None:
 
 @contextmanager
 def _connection(settings: Settings) -> Iterator[Connection]:
-    """A connection that the broker has accepted."""
-    protocols = ["5", "3.1.1"] if settings.mqtt.protocol == "auto" else [settings.mqtt.protocol]
-    if settings.mqtt.url.is_embedded:
-        protocols = ["3.1.1"]
+    """A connection that the broker has accepted; of several brokers, the first that does."""
     why = ""
-    for protocol in protocols:
+    left = [(broker, settings.mqtt.protocols) for broker in reversed(settings.brokers)]
+    while left:
+        broker, (protocol, *other_protocols) = left.pop()
         connection = Connection(
-            settings.broker,
+            broker,
             settings.mqtt.tls,
             protocol=protocol,
             client_id=f"whatsapp2mqtt-clean-{socket.gethostname()[:20]}-{os.getpid()}",
@@ -175,9 +174,9 @@ def _connection(settings: Settings) -> Iterator[Connection]:
         except ConnectionEndedError as error:
             connection.close()
             why = str(error)
-            if error.other_version:
-                continue
-            break
+            if error.other_version and other_protocols:
+                left.append((broker, tuple(other_protocols)))
+            continue
         try:
             yield connection
         finally:

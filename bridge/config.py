@@ -336,8 +336,34 @@ def broker_url(value: object) -> BrokerUrl:
     )
 
 
+class Brokers(tuple[BrokerUrl, ...]):
+    """One broker, or several, in the order in which they are preferred."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Without users and passwords."""
+        return ", ".join(map(str, self))
+
+
+def broker_urls(value: object) -> Brokers:
+    """A broker, or several that know the same: a list, or a text with a comma or a line end between them."""
+    parts = value if isinstance(value, list) else re.split(r"(?:\s*,\s*|\s+)(?=\w+://)", text(value).strip())
+    found = Brokers(broker_url(part) for part in parts)
+    if not found:
+        raise Invalid("is an empty list; write embedded, or at least one address, e.g. mqtt://10.0.0.2")
+    if len(found) > 1 and any(url.is_embedded for url in found):
+        raise Invalid("has embedded beside other brokers; the embedded one stands alone")
+    places = [str(url) for url in found]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise Invalid(f"has {twice[0]} twice; name each broker once")
+    return found
+
+
 def hide_password(written: object) -> object:
-    """A broker's address as it was written, its password hidden."""
+    """A broker's address, or a list of them, as it was written, with the passwords hidden."""
+    if isinstance(written, list):
+        return [hide_password(one) for one in written]
     return re.sub(r"(://[^/?#:]*):[^/?#]*@", rf"\1:{HIDDEN}@", str(written))
 
 
@@ -493,6 +519,11 @@ class Webhook:
         16, whole(1, 128), "Requests a receiver handles at once; more makes Python slower, not faster."
     )
     max_body: int = setting("3MiB", size, "The largest body taken; WhatsApp sends up to 3 MB.")
+    drain: float = setting(
+        "0s",
+        duration,
+        "When it is told to stop, it takes callbacks for so much longer while /readyz says no: for a load balancer.",
+    )
     public_url: str | None = setting(
         None,
         public_address,
@@ -522,11 +553,16 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mqtt:
-    url: BrokerUrl = setting(
+    url: Brokers = setting(
         "embedded",
-        broker_url,
-        "embedded, or mqtt://user:password@host:1883, mqtts://, ws://, wss://.",
+        broker_urls,
+        "embedded, or mqtt://user:password@host:1883, mqtts://, ws://, wss://; a list: the nodes of a cluster.",
         show=hide_password,
+    )
+    pick: str = setting(
+        "order",
+        one_of("order", "random"),
+        "Of several brokers: the first that answers, or any, which spreads many bridges over a cluster.",
     )
     username: str | None = setting(None, text_or_none, "The user, if it does not stand in the url.")
     password: str | None = setting(None, text_or_none, "The password, if it does not stand in the url.", show=hidden)
@@ -544,6 +580,18 @@ class Mqtt:
     encode_dots: bool = setting(False, yes_or_no, "Also encode dots in topics, for RabbitMQ and NATS before 2.10.")
     tls: Tls = section(Tls, "For mqtts and wss.")
     embedded: Embedded = section(Embedded, "The broker that comes along, used when url is embedded.")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the broker that comes along is used."""
+        return self.url[0].is_embedded
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The versions of MQTT to try, in this order."""
+        if self.is_embedded:
+            return ("3.1.1",)  # all it speaks
+        return ("5", "3.1.1") if self.protocol == "auto" else (self.protocol,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -655,18 +703,20 @@ class Settings:
         return f"whatsapp2mqtt-{hashlib.sha256(known_by.encode()).hexdigest()[:8]}"
 
     @property
-    def broker(self) -> BrokerUrl:
-        """The broker to connect to, with user and password from wherever they were set."""
-        url = self.mqtt.url
-        if url.is_embedded:
-            listen = self.mqtt.embedded.listen
-            return BrokerUrl(
-                "mqtt", listen.nearby, listen.port, "", self.mqtt.embedded.username, self.mqtt.embedded.password
+    def brokers(self) -> tuple[BrokerUrl, ...]:
+        """The brokers to connect to, with user and password from wherever they were set."""
+        mqtt = self.mqtt
+        if mqtt.is_embedded:
+            listen = mqtt.embedded.listen
+            user, password = mqtt.embedded.username, mqtt.embedded.password
+            return (BrokerUrl("mqtt", listen.nearby, listen.port, "", user, password),)
+        return tuple(
+            dataclasses.replace(
+                url,
+                username=url.username if url.username is not None else mqtt.username,
+                password=url.password if url.password is not None else mqtt.password,
             )
-        return dataclasses.replace(
-            url,
-            username=url.username if url.username is not None else self.mqtt.username,
-            password=url.password if url.password is not None else self.mqtt.password,
+            for url in mqtt.url
         )
 
 
@@ -960,25 +1010,25 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             "add `webhook: {auth: {path_token: [<a secret>]}}`, or listen on 127.0.0.1"
         )
     embedded = mqtt.embedded
-    if mqtt.url.is_embedded and not embedded.listen.is_loopback and not (embedded.username and embedded.password):
+    if mqtt.is_embedded and not embedded.listen.is_loopback and not (embedded.username and embedded.password):
         yield (
             f"mqtt.embedded.listen: {embedded.listen} can be reached from other machines; "
             "add mqtt.embedded.username and mqtt.embedded.password, or listen on 127.0.0.1"
         )
     if bool(embedded.username) != bool(embedded.password):
         yield "mqtt.embedded: username and password go together; add the one that is missing"
-    broker = settings.broker
-    if (
-        broker.password
-        and not broker.is_encrypted
-        and not is_loopback(broker.host)
-        and not mqtt.allow_password_in_the_clear
-        and not mqtt.url.is_embedded
-    ):
-        yield (
-            f"mqtt.url: the password would go to {broker.host} unencrypted; "
-            "use mqtts:// (or wss://), or say mqtt.allow_password_in_the_clear: true"
-        )
+    for broker in settings.brokers:
+        if (
+            broker.password
+            and not broker.is_encrypted
+            and not is_loopback(broker.host)
+            and not mqtt.allow_password_in_the_clear
+            and not mqtt.is_embedded
+        ):
+            yield (
+                f"mqtt.url: the password would go to {broker.host} unencrypted; "
+                "use mqtts:// (or wss://), or say mqtt.allow_password_in_the_clear: true"
+            )
     admin = settings.admin
     if admin.listen and not admin.listen.is_loopback and not admin.password and not admin.trusted_proxies:
         yield (

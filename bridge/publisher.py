@@ -32,6 +32,7 @@ from bridge import topics
 from bridge.clock import Clock
 from bridge.config import BrokerUrl, Tls
 from bridge.discovery import Discovery
+from bridge.failover import Failover
 from bridge.homeassistant import FEEDS, feed_document
 from bridge.journal import BrokenStorageError, BusyError, DeadLetter, Journal, NotStoredError, Retained, Stored
 from bridge.model import Kind, iso_utc
@@ -51,8 +52,6 @@ SETTLE_EVERY = 0.1
 CHECKPOINT_EVERY = 1.0
 #: Seconds after which a note of what is settled waits for its turn to write.
 SETTLE_OVERDUE = 1.0
-#: Seconds between two tries to reach a broker, doubled from the first to the second; and when it said no.
-RETRY_FIRST, RETRY_MOST, RETRY_REFUSED = 0.25, 5.0, 10.0
 #: How often the broker must hang up at a publication that is alone in flight before it becomes a dead letter.
 STRIKES = 3
 #: Seconds to wait for our own retained message to come back before asking again, and before giving up.
@@ -83,6 +82,7 @@ class PublisherSettings:
     """What the publisher needs to know.
 
     Attributes:
+        brokers: In the order in which they are preferred, or any of them `at_random`.
         protocols: In the order in which they are tried: `5`, `3.1.1`.
         keepalive: Seconds.
         max_age: Seconds after which a click is late; None: never.
@@ -90,13 +90,14 @@ class PublisherSettings:
         info: What `bridge/info` says beside broker and protocol.
     """
 
-    broker: BrokerUrl
+    brokers: tuple[BrokerUrl, ...]
     tls: Tls
     protocols: tuple[str, ...]
     client_id: str
     keepalive: float
     base_topic: str
     max_age: float | None
+    at_random: bool = False
     retain: dict[Kind, float] = field(default_factory=lambda: {Kind.STATUS: 604_800.0, Kind.BUTTON: 86_400.0})
     info: dict[str, object] = field(default_factory=dict)
 
@@ -213,6 +214,9 @@ class Publisher:
         self._monotonic = monotonic
         self._discovery = discovery
         self.observer = observer or Observer()
+        self._failover = Failover(
+            settings.brokers, settings.protocols, at_random=settings.at_random, monotonic=monotonic
+        )
         self._stopping = threading.Event()
         self._turn = monotonic()
 
@@ -227,10 +231,6 @@ class Publisher:
         self._cleared: list[str] = []  # acknowledged, and not yet noted
         self._is_clearing = True  # whether the ledger may have something to be cleared
         self._last_ack = 0.0
-        self._retry_at = 0.0
-        self._failures = 0
-        self._protocol = 0  # index in settings.protocols
-        self._proven: int | None = None  # the one that worked last
         self._trouble: str | None = None  # why nothing flows
         self._told: set[str] = set()  # what was logged since something flowed
         self._held = False  # by a broker that does not allow what we publish
@@ -295,6 +295,11 @@ class Publisher:
         self._doorbell.ring()
 
     @property
+    def broker(self) -> BrokerUrl:
+        """The one that it is connected to, or tried last."""
+        return self._failover.broker
+
+    @property
     def connected(self) -> bool:
         """Whether updates can flow to the broker."""
         return self._connection is not None and self._greeting is Greeting.READY
@@ -345,7 +350,7 @@ class Publisher:
         poller.register(self._doorbell.fileno(), select.POLLIN)
         patience = POLL
         if self._connection is None:
-            patience = max(0.0, min(POLL, self._retry_at - self._monotonic()))
+            patience = max(0.0, min(POLL, self._failover.due() - self._monotonic()))
         else:
             self._connection.poll(poller)
             unfinished = self._listening or self._denial is not None or self._settled > self._noted or self._cleared
@@ -361,13 +366,14 @@ class Publisher:
     # --- the connection --------------------------------------------------------------------------------------
 
     def _open_if_due(self) -> bool:
-        if self._monotonic() < self._retry_at:
+        broker = self._failover.choose()
+        if broker is None:
             return False
         settings = self._settings
         self._connection = self._connect(
-            settings.broker,
+            broker,
             settings.tls,
-            protocol=settings.protocols[self._protocol],
+            protocol=self._failover.protocol,
             client_id=settings.client_id,
             keepalive=settings.keepalive,
             will=(self._full(topics.BRIDGE_STATE), b"offline"),
@@ -399,7 +405,7 @@ class Publisher:
         if acks or not self._flights:
             self._last_ack = now
         elif now - self._last_ack > self._settings.keepalive:
-            raise self._denial or ConnectionEndedError(f"{self._settings.broker} acknowledges nothing any more")
+            raise self._denial or ConnectionEndedError(f"{self.broker} acknowledges nothing any more")
         return bool(acks)
 
     def _lose(self, error: ConnectionEndedError) -> None:
@@ -418,20 +424,13 @@ class Publisher:
         if self._discovery is not None:
             self._discovery.lost()
         self._restore, self._restoring = None, 0
-        # A broker that cuts the line at a CONNECT may not know the version, or may just be going down: where this
-        # version has worked before, it is the latter.
-        may_change = error.wrong_version or (error.other_version and self._proven != self._protocol)
-        if not was_ready and may_change and self._protocol + 1 < len(self._settings.protocols):
-            self._protocol += 1
-            self._retry_at = 0.0
+        if self._failover.lost(
+            was_ready=was_ready,
+            refused=error.refused,
+            wrong_version=error.wrong_version,
+            other_version=error.other_version,
+        ):
             return
-        if not was_ready:
-            self._protocol = self._proven or 0
-        if was_ready:
-            self._failures = 0
-        pause = RETRY_REFUSED if error.refused else min(RETRY_MOST, RETRY_FIRST * 2**self._failures)
-        self._failures = min(self._failures + 1, 10)
-        self._retry_at = self._monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  (spreads, protects nothing)
         self._held |= was_ready and error.refused
         self._trouble = str(error)
         if self._trouble not in self._told:
@@ -446,7 +445,6 @@ class Publisher:
             return
         flight = suspects[0]
         strikes = self._strikes[flight.topic] = self._strikes.get(flight.topic, 0) + 1
-        self._failures = 0
         if strikes >= STRIKES:
             del self._strikes[flight.topic]
             self._give_up(flight, f"the broker ended the connection {STRIKES} times when it got this")
@@ -472,7 +470,7 @@ class Publisher:
             if now - self._probing_since > CANARY_GIVE_UP:
                 # Under 3.1.1 a publication that is not allowed is acknowledged and dropped: this is how it shows.
                 raise ConnectionEndedError(
-                    f"{self._settings.broker} does not give back what is published to it; allow the bridge to publish "
+                    f"{self.broker} does not give back what is published to it; allow the bridge to publish "
                     f"and to read {self._settings.base_topic}/#",
                     refused=True,
                 )
@@ -487,7 +485,7 @@ class Publisher:
         self._announcement = orjson.dumps(
             {
                 **self._settings.info,
-                "broker": str(self._settings.broker),
+                "broker": str(self.broker),
                 "protocol": self._connected().protocol,
                 "connected_at": iso_utc(self._clock.wall()),
                 "connection": f"{random.getrandbits(64):016x}",
@@ -519,8 +517,7 @@ class Publisher:
         """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
         self._greeting = Greeting.READY
         self._ready_at = self._monotonic()
-        self._proven = self._protocol
-        self._failures = 0
+        self._failover.reached()
         if self._held:
             log.debug("trying again what was not allowed")
         else:
@@ -546,7 +543,7 @@ class Publisher:
         self._held, self._trouble = False, None
         self._told.clear()
         self.observer.connected(self._connected().protocol)
-        log.info("connected", broker=str(self._settings.broker), protocol=self._connected().protocol)
+        log.info("connected", broker=str(self.broker), protocol=self._connected().protocol)
 
     def _find_checkpoint(self) -> bool:
         """Decide what has to be restored; a checkpoint that is not there has a moment to turn up.
@@ -856,7 +853,7 @@ class Publisher:
                 self._flows()
         if oldest is not flight and self._monotonic() - oldest.sent_at > self._settings.keepalive:
             # Others are acknowledged, and this one never.
-            return ConnectionEndedError(f"{self._settings.broker} does not acknowledge everything any more")
+            return ConnectionEndedError(f"{self.broker} does not acknowledge everything any more")
         return None
 
     def _done(self, flight: Flight) -> None:
@@ -891,9 +888,9 @@ class Publisher:
 
     def _permission_wanted(self, topic: str, code: int) -> str:
         if code == 0x97:
-            return f"{self._settings.broker} says that a quota is exceeded (0x97); raise it"
+            return f"{self.broker} says that a quota is exceeded (0x97); raise it"
         return (
-            f"{self._settings.broker} does not allow the bridge to publish to {topic} (0x87); "
+            f"{self.broker} does not allow the bridge to publish to {topic} (0x87); "
             f"allow it {self._settings.base_topic}/#"
         )
 

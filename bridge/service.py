@@ -17,6 +17,7 @@ import platform
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,15 +101,33 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
 
 
 class _Server(MPServer):
-    """granian's supervisor, which can also serve a socket that systemd holds open.
+    """granian's supervisor, which can also serve a socket that systemd holds open, and stop with a delay.
 
-    Then nobody is refused while the bridge restarts: connections wait in the socket. granian has no setting for it,
-    but keeps such a socket itself where each worker cannot open its own; the same attributes are used here.
+    With such a socket nobody is refused while the bridge restarts: connections wait in it. granian has no setting for
+    it, but keeps such a socket itself where each worker cannot open its own; the same attributes are used here.
+
+    With a delay nobody is refused either where a load balancer stands before several bridges: it has time to see that
+    this one is about to go, and turns to the others.
     """
 
-    def __init__(self, *arguments: Any, listener: socket.socket | None, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, listener: socket.socket | None, drain: float, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._listener = listener
+        self._drain = drain
+        self.is_draining = False
+
+    def signal_handler_interrupt(self, *signal: Any) -> None:
+        """A first signal begins to drain; a second one, or a failure, ends it at once."""
+        if signal and self._drain and not self.is_draining:
+            self.is_draining = True
+            threading.Thread(target=self._drained, name="drain", daemon=True).start()
+            return
+        super().signal_handler_interrupt(*signal)  # type: ignore[no-untyped-call]
+
+    def _drained(self) -> None:
+        log.info("draining: callbacks are still taken, and /readyz says no", seconds=self._drain)
+        time.sleep(self._drain)
+        super().signal_handler_interrupt()  # type: ignore[no-untyped-call]
 
     def _init_shared_socket(self) -> None:
         if self._listener is None:
@@ -186,7 +205,7 @@ class _Bridge:
 
     # --- receivers ---------------------------------------------------------------------------------------------
 
-    def _granian(self) -> MPServer:
+    def _granian(self) -> _Server:
         webhook = self._settings.webhook
         # A receiver starts as a new interpreter: what this process knows (the broker's password), it does not.
         multiprocessing.set_start_method("spawn", force=True)
@@ -194,6 +213,7 @@ class _Bridge:
         server = _Server(
             "whatsapp2mqtt",
             listener=self._listener,
+            drain=webhook.drain,
             address=webhook.listen.host,
             port=webhook.listen.port,
             interface=Interfaces.WSGI,
@@ -251,7 +271,9 @@ class _Bridge:
         journal = BrowsableJournal(
             settings.journal_path, never_retained=never_retained(settings), max_size=settings.journal.max_size
         )
-        sources = Sources(loaded, self._publisher, self._keeper, self._meters, journal)
+        sources = Sources(
+            loaded, self._publisher, self._keeper, self._meters, journal, lambda: self._server.is_draining
+        )
         return Listener(listen, sources, settings.journal_path.with_suffix(".admin"))
 
     # --- threads -----------------------------------------------------------------------------------------------
@@ -300,7 +322,7 @@ class _Bridge:
     def _fail(self, why: str, error: Exception | None = None) -> None:
         log.error("a thread ended", why=why, exc_info=error)
         self._failure = self._failure or why
-        self._server.signal_handler_interrupt()  # type: ignore[no-untyped-call]
+        self._server.signal_handler_interrupt()
 
     def _stop(self) -> None:
         """After the last request was answered: publish what is in flight, then let the broker go."""
@@ -331,7 +353,7 @@ class _Bridge:
         systemd.notify(READY=1)
         if self._on_ready is not None:
             page = self._page.url if self._page is not None else None
-            self._on_ready(Ready(self._settings.webhook.listen, str(self._settings.broker), page))
+            self._on_ready(Ready(self._settings.webhook.listen, str(self._publisher.broker), page))
         interval = min(HEARTBEAT, (systemd.watchdog_interval() or HEARTBEAT * 3) / 3)
         while not self._stopping.wait(interval):
             if self._publisher.is_alive():
@@ -350,13 +372,11 @@ def never_retained(settings: Settings) -> frozenset[Kind]:
 
 def _publisher_settings(settings: Settings) -> PublisherSettings:
     mqtt = settings.mqtt
-    protocols: tuple[str, ...] = ("5", "3.1.1") if mqtt.protocol == "auto" else (mqtt.protocol,)
-    if mqtt.url.is_embedded:
-        protocols = ("3.1.1",)  # all it speaks
     return PublisherSettings(
-        broker=settings.broker,
+        brokers=settings.brokers,
+        at_random=mqtt.pick == "random",
         tls=mqtt.tls,
-        protocols=protocols,
+        protocols=mqtt.protocols,
         client_id=settings.client_id,
         keepalive=mqtt.keepalive,
         base_topic=mqtt.base_topic,
@@ -381,7 +401,7 @@ def plan(settings: Settings) -> Plan:
 
 
 def _embedded_program(settings: Settings) -> Path | None:
-    if not settings.mqtt.url.is_embedded:
+    if not settings.mqtt.is_embedded:
         return None
     if settings.mqtt.protocol == "5":
         raise ConfigError(["mqtt.protocol: the embedded broker speaks 3.1.1 only; say auto, or use another broker"])

@@ -13,11 +13,9 @@ import click
 import orjson
 
 from bridge.config import Settings
+from bridge.failover import Failover
 from bridge.logs import printable
 from bridge.mqtt import Connection, ConnectionEndedError, Message
-
-#: Seconds between two tries to reach the broker.
-RETRY = 1.0
 
 
 def follow(settings: Settings, topic: str | None, *, count: int | None, as_json: bool, retained: bool) -> Iterator[str]:
@@ -31,14 +29,15 @@ def follow(settings: Settings, topic: str | None, *, count: int | None, as_json:
         retained: Also what the broker had kept.
     """
     wanted = topic or f"{settings.mqtt.base_topic}/#"
-    protocols = ["5", "3.1.1"] if settings.mqtt.protocol == "auto" else [settings.mqtt.protocol]
-    if settings.mqtt.url.is_embedded:
-        protocols = ["3.1.1"]
+    failover = Failover(settings.brokers, settings.mqtt.protocols, at_random=settings.mqtt.pick == "random")
     said = ""
     shown = 0
     while True:
+        if failover.choose() is None:
+            time.sleep(max(0.0, failover.due() - time.monotonic()))
+            continue
         try:
-            for message in _messages(settings, protocols[0], wanted):
+            for message in _messages(settings, failover, wanted):
                 said = ""
                 if message.retain and not retained:
                     continue
@@ -47,20 +46,22 @@ def follow(settings: Settings, topic: str | None, *, count: int | None, as_json:
                 if count is not None and shown >= count:
                     return
         except ConnectionEndedError as error:
-            if error.other_version and len(protocols) > 1:
-                protocols.pop(0)
-                continue
-            if str(error) != said:
+            changes_version = failover.lost(
+                was_ready=False,
+                refused=error.refused,
+                wrong_version=error.wrong_version,
+                other_version=error.other_version,
+            )
+            if str(error) != said and not changes_version:
                 said = str(error)
                 click.echo(f"whatsapp2mqtt: {said}; trying again", err=True)
-            time.sleep(RETRY)
 
 
-def _messages(settings: Settings, protocol: str, topic: str) -> Iterator[Message]:
+def _messages(settings: Settings, failover: Failover, topic: str) -> Iterator[Message]:
     connection = Connection(
-        settings.broker,
+        failover.broker,
         settings.mqtt.tls,
-        protocol=protocol,
+        protocol=failover.protocol,
         client_id=f"whatsapp2mqtt-tail-{socket.gethostname()[:20]}-{os.getpid()}",
         keepalive=settings.mqtt.keepalive,
     )
@@ -74,6 +75,7 @@ def _messages(settings: Settings, protocol: str, topic: str) -> Iterator[Message
                 yield from connection.messages  # what came before the end
                 raise
             if connection.connected and not subscribed:
+                failover.reached()
                 connection.subscribe(topic)
                 subscribed = True
                 continue

@@ -51,6 +51,7 @@ class Sources:
     keeper: Keeper
     meters: Meters
     journal: BrowsableJournal
+    is_draining: Callable[[], bool] = lambda: False
 
     @property
     def settings(self) -> Settings:
@@ -102,7 +103,9 @@ class Watch:
         return self._sources.publisher.is_alive()
 
     def not_ready(self) -> list[str]:
-        """Why callbacks cannot be stored just now, in words; empty: they can."""
+        """Why callbacks should go elsewhere, in words; empty: they can be stored."""
+        if self._sources.is_draining():
+            return ["draining: this bridge is about to stop"]
         found = (self._recently("webhook", self._webhook), self._recently("journal", self._store))
         return [why for why in found if why]
 
@@ -131,8 +134,8 @@ class Watch:
             },
             {"path": str(settings.journal_path)},
             {
-                "url": str(settings.broker),
-                "embedded": settings.mqtt.url.is_embedded,
+                "url": str(self._sources.publisher.broker),
+                "embedded": settings.mqtt.is_embedded,
                 "protocol": observer.protocol,
                 "connected_at": _iso(observer.connected_at),
                 "connections": observer.connections,
@@ -192,7 +195,7 @@ class Watch:
         name = "Broker"
         if trouble := publisher.trouble:
             return Lamp(name, Light.TROUBLE, f"{trouble}; everything is kept until it can be delivered")
-        whose = "the embedded broker" if settings.mqtt.url.is_embedded else str(settings.broker)
+        whose = "the embedded broker" if settings.mqtt.is_embedded else str(publisher.broker)
         if not publisher.connected:
             return Lamp(name, Light.WAITING, f"connecting to {whose}")
         return Lamp(name, Light.OK, f"connected to {whose}, MQTT {publisher.observer.protocol}")

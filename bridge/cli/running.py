@@ -52,7 +52,7 @@ def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
         f"""
   whatsapp2mqtt {__version__} is ready.
     webhook  http://{ready.webhook}{path}
-    broker   {ready.broker}{" (embedded)" if settings.mqtt.url.is_embedded else ""}
+    broker   {ready.broker}{" (embedded)" if settings.mqtt.is_embedded else ""}
     journal  {settings.journal_path}
     page     {ready.page or "off"}
 

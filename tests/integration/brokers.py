@@ -150,6 +150,11 @@ class Mosquitto(Watched):
         """End it as its operator would."""
         self._end(signal.SIGTERM)
 
+    def pause(self) -> None:
+        """Have it hang: its connections stay, and nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def forget(self) -> None:
         """Lose all that it kept; only while it is stopped."""
         (self._folder / "mosquitto.db").unlink(missing_ok=True)
@@ -693,3 +698,92 @@ def _publication(packet: bytes, connection: int, level: int) -> Publication:
         _, size = properties.unpack(packet[at:])
         at += size
     return Publication(connection, topic, packet[at:], bool(packet[0] & 1), bool(packet[0] & 8), number)
+
+
+# --- a cluster --------------------------------------------------------------------------------------------------------
+
+
+class NatsCluster(Watched):
+    """Three nats-servers with MQTT that keep everything three times; each can be killed and come back.
+
+    Args:
+        program: The nats-server.
+        folder: Where they keep their data.
+    """
+
+    SIZE = 3
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        super().__init__()
+        self._program = program
+        self._folder = folder
+        self.ports = [free_port() for _ in range(self.SIZE)]
+        self._routes = [free_port() for _ in range(self.SIZE)]
+        self.said: list[list[str]] = [[] for _ in range(self.SIZE)]
+        self._processes: list[subprocess.Popen[str] | None] = [None] * self.SIZE
+
+    def __enter__(self) -> Self:
+        for number in range(self.SIZE):
+            self.start(number)
+        self.await_session(*self.ports)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in range(self.SIZE):
+            self.kill(number)
+
+    @property
+    def urls(self) -> tuple[BrokerUrl, ...]:
+        return tuple(BrokerUrl("mqtt", HOST, port) for port in self.ports)
+
+    def start(self, number: int) -> None:
+        """Start a node; it listens when this returns, and serves clients once it has found the others."""
+        self.said[number] = []
+        process = subprocess.Popen(
+            [str(self._program), "-c", str(self._configure(number))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        self._processes[number] = process
+        threading.Thread(target=self._read, args=(number, process), daemon=True).start()
+        self.wait_for(lambda: any("Server is ready" in line for line in self.said[number]))
+
+    def await_session(self, *ports: int) -> None:
+        """Until these nodes take a publication, for which a majority must have found itself."""
+        for port in ports:
+            publish(port, "marker/cluster", b"up")
+
+    def kill(self, number: int) -> None:
+        """End a node as a power cut would."""
+        process, self._processes[number] = self._processes[number], None
+        if process is not None:
+            process.kill()
+            process.wait(PATIENCE)
+
+    def forget(self, number: int) -> None:
+        """Lose all that a node kept; only while it is killed."""
+        shutil.rmtree(self._folder / f"n{number}", ignore_errors=True)
+
+    def _read(self, number: int, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                with self.changing():
+                    self.said[number].append(line.rstrip())
+
+    def _configure(self, number: int) -> Path:
+        routes = ", ".join(f"nats-route://{HOST}:{port}" for port in self._routes)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / f"n{number}.conf"
+        file.write_text(
+            f"server_name: n{number}\n"
+            f"listen: {HOST}:-1\n"
+            "ping_interval: 1\n"  # seconds; or a node that froze is believed in for minutes
+            f'jetstream {{store_dir: "{self._folder}/n{number}", sync_interval: always}}\n'
+            f"cluster {{name: home, listen: {HOST}:{self._routes[number]}, routes: [{routes}], ping_interval: 1}}\n"
+            f"mqtt {{listen: {HOST}:{self.ports[number]}, stream_replicas: 3}}\n"
+        )
+        return file

@@ -20,7 +20,7 @@ import structlog
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from brokers import AnyBroker, EmbeddedThread, Mosquitto, Peer, Subscriber, Tap
+from brokers import AnyBroker, EmbeddedThread, Mosquitto, NatsCluster, Peer, Subscriber, Tap
 from publishing import Bridge, Logbook
 
 from bridge.broker import BrokerMissingError, find_program
@@ -121,6 +121,14 @@ def embedded(
         return cleanup.enter_context(EmbeddedThread(embedded_program, folders("embedded"), **settings))
 
     return start
+
+
+@pytest.fixture
+def cluster(
+    embedded_program: Path, folders: Callable[[str], Path], cleanup: contextlib.ExitStack
+) -> Callable[[], NatsCluster]:
+    """Starts a cluster of three nats-servers."""
+    return lambda: cleanup.enter_context(NatsCluster(embedded_program, folders("cluster")))
 
 
 @pytest.fixture(params=["mosquitto-5", "mosquitto-3.1.1", "embedded"])

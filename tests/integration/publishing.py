@@ -96,17 +96,17 @@ class Bridge(Watched):
 
     Args:
         folder: Where the journal is.
-        url: The broker's.
+        url: The broker's, or those of several.
         protocols: In the order in which they are tried.
         settings: What else `PublisherSettings` takes.
     """
 
-    def __init__(self, folder: Path, url: BrokerUrl, *protocols: str, **settings: Any) -> None:
+    def __init__(self, folder: Path, url: BrokerUrl | tuple[BrokerUrl, ...], *protocols: str, **settings: Any) -> None:
         super().__init__()
         self.path = folder / "journal.db"
         self.settings = PublisherSettings(
             **{  # type: ignore[arg-type]
-                "broker": url,
+                "brokers": url if isinstance(url, tuple) else (url,),
                 "tls": Tls(),
                 "protocols": protocols,
                 "client_id": f"bridge-{folder.name}"[:60],

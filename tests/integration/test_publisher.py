@@ -11,7 +11,7 @@ import pytest
 from brokers import AnyBroker, Mosquitto, Publication, Subscriber, Tap
 from publishing import NOON, NOON_ISO, Bridge, Logbook, click, status
 
-from bridge import publisher
+from bridge import failover, publisher
 from bridge.journal import BrokenStorageError, NotStoredError
 
 Publishing = Callable[..., Bridge]
@@ -50,9 +50,9 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried at once, and so on: how long the pauses are is another test's matter."""
     monkeypatch.setattr(publisher, "CHECKPOINT_GRACE", 0.2)
     monkeypatch.setattr(publisher, "CHECKPOINT_EVERY", 0.1)
-    monkeypatch.setattr(publisher, "RETRY_FIRST", 0.02)
-    monkeypatch.setattr(publisher, "RETRY_MOST", 0.1)
-    monkeypatch.setattr(publisher, "RETRY_REFUSED", 0.1)
+    monkeypatch.setattr(failover, "RETRY_FIRST", 0.02)
+    monkeypatch.setattr(failover, "RETRY_MOST", 0.1)
+    monkeypatch.setattr(failover, "RETRY_REFUSED", 0.1)
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from brokers import (
     read_packet,
 )
 
-from bridge import tail as module
+from bridge import failover
 from bridge.config import Settings, load
 from bridge.tail import follow
 
@@ -75,12 +75,13 @@ Follow = Callable[..., Following]
 @pytest.fixture
 def following(monkeypatch: pytest.MonkeyPatch) -> Iterator[Follow]:
     """Starts `follow`; what it says on standard error is in `said`."""
-    monkeypatch.setattr(module, "RETRY", 0.02)
+    monkeypatch.setattr(failover, "RETRY_FIRST", 0.02)
+    monkeypatch.setattr(failover, "RETRY_REFUSED", 0.02)
     started: list[Following] = []
 
     def start(settings: Settings, topic: str | None = None, **options: Any) -> Following:
         following = Following(settings, topic, **options)
-        monkeypatch.setattr(module.click, "echo", following.echo)
+        monkeypatch.setattr(click, "echo", following.echo)
         started.append(following)
         following.start()
         return following

@@ -9,6 +9,8 @@ import re
 import signal
 import sys
 import threading
+import urllib.error
+import urllib.request
 from typing import Self
 
 import pytest
@@ -23,6 +25,7 @@ from tests.system.support import (
     Subscriber,
     children,
     command_line,
+    free_port,
     program,
     status,
     wait_for_end,
@@ -120,6 +123,34 @@ def test_a_signal_ends_it_with_exit_code_0_and_says_offline(
     assert bridge.program.log[-1]["event"] == "stopped"
     assert not [one for one in bridge.program.log if one["level"] in ("warning", "error")]
     wait_for_end(family)
+
+
+def test_a_bridge_that_drains_says_so_first_and_takes_callbacks_until_it_stops(make_bridge: MakeBridge) -> None:
+    """A load balancer would send callbacks to a bridge that is gone already; each would come to nothing for a while."""
+    page = free_port()
+    bridge = make_bridge(webhook__drain="3s", admin__listen=f"127.0.0.1:{page}").start()
+
+    def ready() -> int:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{page}/readyz", timeout=PATIENCE) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code if b"draining" in error.read() else 0
+
+    assert ready() == 200
+    os.kill(bridge.pid, signal.SIGTERM)
+    bridge.program.wait_log("draining: callbacks are still taken, and /readyz says no")
+    assert ready() == 503
+    assert bridge.post(status("m1")).status == 200
+    assert bridge.program.wait() == 0
+
+
+def test_a_second_signal_ends_a_bridge_that_drains_at_once(make_bridge: MakeBridge) -> None:
+    """Who is in a hurry would have to kill it."""
+    bridge = make_bridge(webhook__drain="1h").start()
+    os.kill(bridge.pid, signal.SIGTERM)
+    bridge.program.wait_log("draining: callbacks are still taken, and /readyz says no")
+    assert bridge.program.end() == 0
 
 
 def test_ctrl_c_reaches_all_processes_and_still_ends_well(make_bridge: MakeBridge) -> None:

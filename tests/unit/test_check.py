@@ -68,6 +68,7 @@ class TestSecrets:
             "mqtts://:swordfish@broker.example",
             "mqtts://someone:swordfish:more@broker.example:8883",
             "wss://someone:swordfish@broker.example/mqtt",
+            "mqtts://someone:swordfish@broker.example,mqtts://else:goldfish@other.example",
         ],
     )
     def test_a_password_of_any_form_is_hidden(self, tmp_path: Path, url: str) -> None:
@@ -75,6 +76,11 @@ class TestSecrets:
         text = report(loaded(tmp_path, f"mqtt: {{url: '{url}'}}"))
         assert "fish" not in text
         assert "broker.example" in text
+
+    def test_it_is_hidden_in_each_of_several_addresses(self, tmp_path: Path) -> None:
+        """A cluster's settings would be pasted into a public issue with a password in them."""
+        text = report(loaded(tmp_path, "mqtt: {url: ['mqtts://a:swordfish@one', 'mqtts://b:goldfish@two']}"))
+        assert f"  url: ['mqtts://a:{HIDDEN}@one', 'mqtts://b:{HIDDEN}@two']  #" in text
 
     def test_one_from_the_environment_is_hidden_as_well(self, tmp_path: Path) -> None:
         """Containers get their secrets this way."""

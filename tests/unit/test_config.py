@@ -59,8 +59,8 @@ def test_no_settings_at_all_run() -> None:
     assert settings == Settings()
     assert str(settings.webhook.listen) == "127.0.0.1:8080"
     assert (settings.webhook.path, settings.webhook.workers, settings.webhook.max_body) == ("/webhook", 1, 3 * 2**20)
-    assert settings.mqtt.url.is_embedded
-    assert (settings.broker.host, settings.broker.port) == ("127.0.0.1", 1883)
+    assert settings.mqtt.is_embedded
+    assert settings.brokers == (BrokerUrl("mqtt", "127.0.0.1", 1883),)
     assert (settings.mqtt.base_topic, settings.mqtt.protocol, settings.mqtt.encode_dots) == ("whatsapp", "auto", False)
     assert settings.events.max_age == 300
     assert not settings.webhook.auth.is_set
@@ -492,7 +492,7 @@ def test_a_file_is_read(write: Write) -> None:
     assert settings.webhook.listen == Address("0.0.0.0", 8080)
     assert settings.webhook.auth.path_token == ("sunflower-quartz", "meadow-granite")
     assert settings.webhook.auth.addresses == ("203.0.113.0/24",)
-    assert settings.mqtt.url == BrokerUrl("mqtts", "broker", 8883, "", "ada", "secret")
+    assert settings.mqtt.url == (BrokerUrl("mqtts", "broker", 8883, "", "ada", "secret"),)
     assert (settings.mqtt.encode_dots, settings.mqtt.protocol) == (True, "5")
     assert settings.events.max_age is None
     assert settings.log.level == "debug"
@@ -743,7 +743,7 @@ def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
         "WHATSAPP2MQTT_MQTT__URL_FILE": str(tmp_path / "url"),
     }
     loaded = load(None, environ)
-    assert loaded.settings.mqtt.password == loaded.settings.mqtt.url.password == SECRET
+    assert loaded.settings.mqtt.password == loaded.settings.mqtt.url[0].password == SECRET
     assert loaded.settings.webhook.auth.path_token == ("sunflower-quartz", "meadow-granite")
     assert loaded.settings.webhook.auth.basic == ("ada:sun flower", "bob:meadow")
     assert loaded.origins["mqtt.password"] == "WHATSAPP2MQTT_MQTT__PASSWORD_FILE"
@@ -950,9 +950,52 @@ def test_user_and_password_of_the_broker_come_from_wherever_they_were_set(
     write: Write, text: str, user: str | None, password: str | None
 ) -> None:
     """The bridge would be refused by its broker."""
-    broker = load(write(f"mqtt:\n  {text}"), {}).settings.broker
+    (broker,) = load(write(f"mqtt:\n  {text}"), {}).settings.brokers
     assert (broker.scheme, broker.host, broker.port) == ("mqtts", "broker", 8883)
     assert (broker.username, broker.password) == (user, password)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[mqtts://ada:x@one, 'mqtts://two:8884']",
+        "'mqtts://ada:x@one,mqtts://two:8884'",
+        "'mqtts://ada:x@one , mqtts://two:8884'",
+    ],
+)
+def test_several_brokers_may_be_named(write: Write, written: str) -> None:
+    """A bridge could not fail over to the next node of the cluster."""
+    settings = load(write(f"mqtt: {{username: bob, password: y, url: {written}}}"), {}).settings
+    assert settings.brokers == (
+        BrokerUrl("mqtts", "one", 8883, "", "ada", "x"),
+        BrokerUrl("mqtts", "two", 8884, "", "bob", "y"),
+    )
+
+
+def test_several_brokers_may_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
+    """A container has no other way to be told, and a secret's file has one address a line."""
+    expected = (BrokerUrl("mqtts", "one", 8883, "", "a,b", "c,d"), BrokerUrl("wss", "two", 443, "/mqtt"))
+    assert load(None, {"WHATSAPP2MQTT_MQTT__URL": "mqtts://a,b:c,d@one,wss://two"}).settings.brokers == expected
+    (tmp_path / "urls").write_text("mqtts://a,b:c,d@one\nwss://two\n")
+    environ = {"WHATSAPP2MQTT_MQTT__URL_FILE": str(tmp_path / "urls")}
+    assert load(None, environ).settings.brokers == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("[]", "is an empty list"),
+        ("[embedded, 'mqtt://one']", "has embedded beside other brokers"),
+        ("['mqtt://ada:tulip-grey@one', 'mqtt://bob:tulip-grey@one:1883']", "has mqtt://one:1883 twice"),
+        ("['mqtt://one', 'http://two']", "is no broker"),
+        ("['mqtts://one', 'mqtt://ada:tulip-grey@two']", "the password would go to two unencrypted"),
+    ],
+)
+def test_a_list_of_brokers_is_checked_one_by_one(write: Write, written: str, problem: str) -> None:
+    """The second address is first used in the night in which the first broker dies."""
+    (told,) = problems(write(f"mqtt: {{url: {written}}}"))
+    assert problem in told
+    assert "tulip" not in told
 
 
 @pytest.mark.parametrize(
@@ -967,7 +1010,7 @@ def test_user_and_password_of_the_broker_come_from_wherever_they_were_set(
 def test_the_embedded_broker_is_reached_where_it_listens(write: Write, listen: str, host: str) -> None:
     """The bridge would not find its own broker."""
     text = f"mqtt: {{username: not, password: these, embedded: {{listen: {listen}, username: ada, password: x}}}}"
-    assert load(write(text), {}).settings.broker == BrokerUrl("mqtt", host, 1884, "", "ada", "x")
+    assert load(write(text), {}).settings.brokers == (BrokerUrl("mqtt", host, 1884, "", "ada", "x"),)
 
 
 def test_the_journal_stands_in_the_state_directory_unless_it_is_named(

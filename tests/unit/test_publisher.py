@@ -261,7 +261,7 @@ class Desk:
         self.journal.__enter__()
         self.settings = PublisherSettings(
             **{  # type: ignore[arg-type]
-                "broker": BROKER,
+                "brokers": (BROKER,),
                 "tls": Tls(),
                 "protocols": ("5",),
                 "client_id": "bridge",
