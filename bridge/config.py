@@ -552,6 +552,16 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    health: bool = setting(True, yes_or_no, "Tell how the bridge is: what bridge/health says, and at once.")
+    dead_letters: bool = setting(
+        True, yes_or_no, "Try dead letters again; a click among them that is too old by now does not fire."
+    )
+    log_level: bool = setting(True, yes_or_no, "Have the bridge say more in its log; never less than log.level says.")
+    reconnect: bool = setting(True, yes_or_no, "Make a new connection to the broker, at most once a minute.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mqtt:
     url: Brokers = setting(
         "embedded",
@@ -580,6 +590,7 @@ class Mqtt:
     encode_dots: bool = setting(False, yes_or_no, "Also encode dots in topics, for RabbitMQ and NATS before 2.10.")
     tls: Tls = section(Tls, "For mqtts and wss.")
     embedded: Embedded = section(Embedded, "The broker that comes along, used when url is embedded.")
+    requests: Requests = section(Requests, "What others may ask of the bridge, on bridge/request/... below base_topic.")
 
     @property
     def is_embedded(self) -> bool:

@@ -85,6 +85,12 @@ class Failover:
         self._node = random.choice(ready) if self._at_random else ready[0]  # noqa: S311  (spreads, protects nothing)
         return self._node.url
 
+    def hurry(self) -> None:
+        """Try again now, whatever was tried just before."""
+        self._not_before = 0.0
+        for node in self._nodes:
+            node.retry_at = 0.0
+
     def reached(self) -> None:
         """It takes what is published, and gives it back."""
         self._node.proven = self._node.protocol

@@ -20,6 +20,10 @@ READ_MOST = 2**20
 WRITE = 2**18
 
 PUBACK = 0x40
+#: A message with QoS 0, retained or not: nobody waits for a word about it.
+PUBLISH_0 = (0x30, 0x31)
+#: What a packet's length may say.
+LONGEST = 268_435_455
 
 #: What a socket, a TLS socket and paho's websocket say when there is nothing to read, or no room to write.
 NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -47,17 +51,19 @@ class Line:
 
     Args:
         socket: Connected; TLS and websocket are behind it.
+        largest: Bytes of a message with QoS 0; a larger one is read past. None: all are passed on.
     """
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: Socket, largest: int | None = None) -> None:
         #: What arrived since the owner last looked; the owner empties it.
         self.acks: list[Ack] = []
         self._socket = socket
+        self._largest = largest if largest is not None else LONGEST
         self._outgoing = bytearray()
         self._incoming = b""  # not looked at yet: the beginning of a packet
         self._passed = bytearray()  # for paho
         self._left = 0  # bytes that are still to come of the packet that is passed on or skipped
-        self._skips = False  # it is skipped: the tail of an acknowledgement
+        self._skips = False  # it is skipped: the tail of an acknowledgement, or a message that is too large
         self._ended: OSError | None = None  # nothing more will come
         self._is_closed_there = False
 
@@ -182,7 +188,7 @@ class Line:
                 at += needed
                 self._left, self._skips = length - min(length, 3), True
             else:
-                self._left, self._skips = size + length, False
+                self._left, self._skips = size + length, length > self._largest and data[at] in PUBLISH_0
         self._incoming = data[at:]
 
 

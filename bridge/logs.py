@@ -19,6 +19,11 @@ from bridge.privacy import masked
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
+#: Whoever kept a logger keeps an object of this class: its methods are exchanged where the level is changed, and what
+#: is not to be said costs no more than a call of a function that does nothing.
+_Logger: Any = type("_Logger", (structlog.make_filtering_bound_logger(logging.INFO),), {})
+_METHODS = ("debug", "info", "warning", "warn", "error", "critical", "fatal", "exception", "log")
+
 #: Keys whose values never reach a log, whoever logs them.
 SECRET_KEYS = frozenset({"password", "token", "secret", "authorization", "body"})
 
@@ -49,7 +54,7 @@ def configure(level: str, style: str) -> None:
         renderers = [escape_text, console]
     structlog.configure(
         processors=[*shared, *renderers],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        wrapper_class=_Logger,
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -59,9 +64,20 @@ def configure(level: str, style: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(max(LEVELS[level], logging.WARNING))
+    logging.getLogger().handlers = [handler]
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Say more or less from now on; from any thread.
+
+    Args:
+        level: debug, info, warning or error.
+    """
+    filtering: Any = structlog.make_filtering_bound_logger(LEVELS[level])
+    for name in _METHODS:
+        setattr(_Logger, name, getattr(filtering, name))
+    logging.getLogger().setLevel(max(LEVELS[level], logging.WARNING))
 
 
 #: For granian, which sets up logging anew in each of its processes: its lines go to our handler, errors only.

@@ -32,14 +32,18 @@ ENTRIES = (
 #: Seconds from a request's head to its answer; one more bucket is for what took longer.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
+#: Of receivers; the first: as the settings say.
+LOG_LEVELS = (None, "debug", "info", "warning", "error")
+
 _CODE = {code: place for place, code in enumerate(CODES)}
 _ENTRIES_AT = len(CODES)
 _SECONDS_AT = _ENTRIES_AT + len(ENTRIES)
 _SUM_AT = _SECONDS_AT + len(SECONDS) + 1
 _LAST_AT = _SUM_AT + 1
 _ROW = _LAST_AT + 1
-#: The shared memory begins with numbers that the main process writes: until when somebody watches.
-_HEAD = 1
+#: The shared memory begins with numbers that the main process writes: until when somebody watches, and the place of
+#: the log level in `LOG_LEVELS`.
+_HEAD = 2
 #: Rows beyond one for each receiver: for a new one that starts while the old one still ends.
 _SPARE = 4
 
@@ -112,6 +116,10 @@ class Meters:
         """Have receivers also show what they get, up to this time (seconds since boot)."""
         self._cells[0] = until
 
+    def set_log_level(self, level: str) -> None:
+        """Have receivers say more or less; they look when SIGUSR1 reaches them, and when they start."""
+        self._cells[1] = float(LOG_LEVELS.index(level))
+
 
 def _handed_over(receivers: int, handle: Any) -> Meters:
     return Meters(receivers, handle.detach())
@@ -178,3 +186,7 @@ class Meter:
             uptime: Seconds since boot.
         """
         return self._head[0] > uptime
+
+    def log_level(self) -> str | None:
+        """How much to say; None: what the settings say."""
+        return LOG_LEVELS[int(self._head[1])]

@@ -106,6 +106,7 @@ class Connection:
         client_id: Our name at the broker.
         keepalive: Seconds; a broker that is silent for longer is taken for dead.
         will: Topic and payload that the broker publishes, retained, if the connection breaks; None for none.
+        largest: Bytes of a message to us; a larger one is read past, whatever it holds. None: all are taken.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Connection:
         client_id: str,
         keepalive: float,
         will: tuple[str, bytes] | None = None,
+        largest: int | None = None,
     ) -> None:
         self.protocol = protocol
         self.limits = Limits()
@@ -125,6 +127,8 @@ class Connection:
         self.acks: list[Ack] = []
         self.messages: list[Message] = []
         self.subscribed: list[int] = []
+        #: Of these, those that the broker does not allow, or not all of.
+        self.denied: list[int] = []
         self._url = url
         self._tls = tls
         self._keepalive = max(5, round(keepalive))
@@ -141,6 +145,7 @@ class Connection:
             **({} if protocol == "5" else {"clean_session": True}),
         )
         client.connect_timeout = CONNECT_TIMEOUT
+        client.largest = largest
         if url.username is not None:
             client.username_pw_set(url.username, url.password)
         if will is not None:
@@ -269,9 +274,14 @@ class Connection:
         self._in_flight.add(number)
         return number
 
-    def subscribe(self, *topics: str) -> int:
-        """Subscribe with QoS 1; returns the number that turns up in `subscribed` when the broker has answered."""
-        _, number = self._client.subscribe([(topic, 1) for topic in topics])
+    def subscribe(self, *topics: str, qos: int = 1) -> int:
+        """Subscribe; returns the number that turns up in `subscribed` when the broker has answered.
+
+        Args:
+            topics: Filters.
+            qos: The most with which the broker sends what it has for us.
+        """
+        _, number = self._client.subscribe([(topic, qos) for topic in topics])
         return number or 0
 
     # --- paho's callbacks: they only note, as an exception here would be lost or deadly ------------------------
@@ -296,8 +306,10 @@ class Connection:
         with contextlib.suppress(UnicodeDecodeError):  # a topic that is none, of a broker that checks nothing
             self.messages.append(Message(message.topic, bytes(message.payload), message.retain))
 
-    def _on_subscribe(self, _: Any, __: Any, number: int, ___: Any, ____: Any) -> None:
+    def _on_subscribe(self, _: Any, __: Any, number: int, reasons: list[ReasonCode], ___: Any) -> None:
         self.subscribed.append(number)
+        if any(reason.is_failure for reason in reasons):
+            self.denied.append(number)
 
     def _refusal(self, reason: ReasonCode) -> ConnectionEndedError:
         if reason.value in WRONG_VERSION_CODES:
@@ -328,10 +340,11 @@ class _Client(paho.Client):
     """paho with a `Line` for its socket."""
 
     line: Line | None = None
+    largest: int | None = None
 
     def _create_socket(self) -> Any:
         """Called by paho's connect(); what comes back is used like a socket (tests/unit/test_line.py holds this)."""
-        self.line = Line(super()._create_socket())  # type: ignore[arg-type]
+        self.line = Line(super()._create_socket(), self.largest)  # type: ignore[arg-type]
         return self.line
 
 

@@ -39,6 +39,7 @@ from bridge.model import Kind, iso_utc
 from bridge.mqtt import HOLDING_CODES, Ack, Connection, ConnectionEndedError
 from bridge.observer import Observer
 from bridge.pacing import Pacer
+from bridge.requests import Requests
 from bridge.wakeup import Doorbell
 
 log = structlog.get_logger()
@@ -73,6 +74,10 @@ EVENT_GAP, EVENT_GAP_AT_REST = 0.005, 0.05
 FEED_MOST = 1_000
 #: While so many events wait their turn, no more updates are read from the journal.
 PACED_MOST = 5_000
+#: Bytes of a message to us; what we have to hear is much smaller.
+LARGEST_HEARD = 65_536
+#: Answers to requests that wait to be sent; more are dropped.
+ANSWERS = 20
 #: The publisher also looks into the journal by itself this often, should a ring be lost, in seconds.
 POLL = 1.0
 
@@ -131,6 +136,7 @@ class Flight:
     clears: str | None = None  # the topic of the ledger that this takes off the broker
     restores: bool = False  # what the broker may have forgotten
     discovers: bool = False  # tells Home Assistant something
+    answers: bool = False  # a request: who asked may ask again
     sent_at: float = 0.0  # on the monotonic clock
 
     @property
@@ -226,6 +232,10 @@ class Publisher:
         self._flights: dict[int, Flight] = {}
         self._waiting: deque[Flight] = deque()
         self._paced: Pacer[Flight] = Pacer(EVENT_GAP, EVENT_GAP_AT_REST)
+        self.requests: Requests | None = None
+        self._answers: deque[tuple[str, bytes]] = deque(maxlen=ANSWERS)
+        self._renews = False  # the connection, as soon as nothing is in flight
+        self._replay: int | None = None  # the place after which retained topics are wanted once more
         self._reports: deque[bytes] = deque(maxlen=1)  # the health report that waits to be sent
         self._report = b""  # the newest one
         self._cleared: list[str] = []  # acknowledged, and not yet noted
@@ -294,6 +304,25 @@ class Publisher:
         self._is_clearing = True
         self._doorbell.ring()
 
+    def answer(self, topic: str, payload: bytes) -> None:
+        """Publish the answer to a request, not retained, on a topic below the base topic; from any thread."""
+        self._answers.append((topic, payload))
+        self._doorbell.ring()
+
+    def reconnect(self) -> None:
+        """Make a new connection to the broker, once nothing is in flight on this one; from any thread."""
+        self._renews = True
+        self._doorbell.ring()
+
+    def replay(self, after: int) -> None:
+        """Publish retained topics once more, as to a broker that forgot them; never events. From any thread.
+
+        Args:
+            after: The place behind which they are.
+        """
+        self._replay = after
+        self._doorbell.ring()
+
     @property
     def broker(self) -> BrokerUrl:
         """The one that it is connected to, or tried last."""
@@ -338,6 +367,10 @@ class Publisher:
         did = self._exchange()
         if self._denial is not None:
             return did  # nothing more is sent on this connection
+        if self._renews and not self._answers:
+            self._renews = False
+            self._denial = ConnectionEndedError(f"a new connection to {self.broker} was asked for")
+            return True
         if self._greeting is not Greeting.READY:
             did |= self._greet()
         if self._greeting is Greeting.READY:
@@ -366,6 +399,9 @@ class Publisher:
     # --- the connection --------------------------------------------------------------------------------------
 
     def _open_if_due(self) -> bool:
+        if self._renews:
+            self._renews = False
+            self._failover.hurry()
         broker = self._failover.choose()
         if broker is None:
             return False
@@ -377,6 +413,7 @@ class Publisher:
             client_id=settings.client_id,
             keepalive=settings.keepalive,
             will=(self._full(topics.BRIDGE_STATE), b"offline"),
+            largest=LARGEST_HEARD,
         )
         self._greeting = Greeting.CONNECTING
         try:
@@ -396,7 +433,7 @@ class Publisher:
         for ack in acks:
             ended = self._acknowledge(ack) or ended
         for message in connection.messages:
-            self._hear(message.topic, message.payload)
+            self._hear(message.topic, message.payload, retained=message.retain)
         connection.messages.clear()
         if ended is not None or (self._denial is not None and not self._flights):
             # Only now, with every other acknowledgement noted: what was taken must not be sent again.
@@ -413,6 +450,8 @@ class Publisher:
         connection = self._connected()
         connection.close()
         self._connection = None
+        if self.requests is not None:
+            self.requests.lost(connection, error)
         was_ready = self._greeting is Greeting.READY
         in_flight = len(self._flights)
         if was_ready and in_flight and error.hung_up:
@@ -498,8 +537,8 @@ class Publisher:
         self._asked_at = now
         self._connected().subscribe(self._full(topics.BRIDGE_CHECKPOINT), self._full(topics.BRIDGE_INFO))
 
-    def _hear(self, topic: str, payload: bytes) -> None:
-        """What the broker has for us: our own announcement, and the last checkpoint."""
+    def _hear(self, topic: str, payload: bytes, *, retained: bool) -> None:
+        """What the broker has for us: our announcement, the last checkpoint, a sign of Home Assistant, a request."""
         if topic == self._full(topics.BRIDGE_INFO):
             if self._greeting is Greeting.PROBING and payload == self._announcement:
                 self._be_ready()
@@ -512,6 +551,9 @@ class Publisher:
                 pass  # not one of ours: as good as none
         elif self._discovery is not None and self._discovery.hear(topic, payload):
             self.observer.heard_home_assistant()
+        elif self.requests is not None:
+            below = topic.removeprefix(f"{self._settings.base_topic}/")
+            self.requests.hear(below, payload, retained=retained)
 
     def _be_ready(self) -> None:
         """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
@@ -526,6 +568,8 @@ class Publisher:
             self._discovery.connected()
             if self._discovery.enabled:
                 self._connected().subscribe(self._discovery.birth_topic)
+        if self.requests is not None:
+            self.requests.subscribe(self._connected(), self._settings.base_topic)
         newest = {progress.stored.topic: seq for seq, progress in self._window.items() if progress.stored.advances}
         latest = {progress.stored.kind: seq for seq, progress in self._window.items() if progress.holds_last}
         for seq, progress in self._window.items():
@@ -576,9 +620,15 @@ class Publisher:
     def _fill(self) -> bool:
         """Fill the window: with what waits, then new updates, then what is to be restored."""
         did = self._listening and self._find_checkpoint()
+        if self._replay is not None and not self._listening:
+            self._restore = min((self._replay, LAST_TOPIC), self._restore or (self._replay, LAST_TOPIC))
+            self._restore_upto, self._replay = self._fetched, None
         while len(self._flights) < self._room():
             if self._discover_next():
                 pass
+            elif self._answers:
+                topic, payload = self._answers.popleft()
+                self._send(Flight(self._full(topic), payload, retain=False, answers=True))
             elif self._waiting:
                 self._send(self._waiting.popleft())
             elif self._release() or (self._may_fetch and self._fetch()):
@@ -833,7 +883,7 @@ class Publisher:
             return None
         oldest = next(iter(self._flights.values()))
         del self._flights[ack.number]
-        if ack.code in HOLDING_CODES and not flight.discovers:
+        if ack.code in HOLDING_CODES and not flight.discovers and not flight.answers:
             # Not this message's fault: nothing is given up, everything waits until the broker allows it.
             self._denial = self._denial or ConnectionEndedError(
                 self._permission_wanted(flight.topic, ack.code), refused=True
@@ -874,6 +924,9 @@ class Publisher:
         self.observer.given_up(flight.purpose, flight.seq, flight.topic, flight.sent_at, why, retain=flight.retain)
         if flight.discovers and self._discovery is not None:
             self._discovery.refused(flight.topic, why)
+            return
+        if flight.answers:
+            log.warning("the broker does not take the answer to a request", topic=flight.topic, why=why)
             return
         log.error(
             "the broker does not take a publication; it is in the dead letters", why=why, bytes=len(flight.payload)

@@ -78,10 +78,24 @@ def load(settings: ReceiverSettings, parent: int) -> Callable[..., Any]:
     journal = SqliteJournal(settings.journal, never_retained=settings.never_retained, max_size=settings.max_size)
     commit = _start_committer(journal, finger.ring)
     meter = settings.meters.claim() if settings.meters is not None else Meter()
+    _follow_log_level(meter)
     app = application(
         settings.webhook, commit.append, encode_dots=settings.encode_dots, veil=settings.veil, meter=meter
     )
     return metered(app, meter)
+
+
+def _follow_log_level(meter: Meter) -> None:
+    """Say as much as the main process wants: looked up now, and at each of its SIGUSR1, so that no request waits."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+    def follow() -> None:
+        while True:
+            if level := meter.log_level():
+                logs.set_level(level)
+            signal.sigwait({signal.SIGUSR1})
+
+    threading.Thread(target=follow, name="log level", daemon=True).start()
 
 
 def _start_committer(journal: SqliteJournal, stored: Callable[[], None]) -> GroupCommit:

@@ -34,16 +34,19 @@ from bridge import __version__, logs, receiver, systemd
 from bridge.broker import BrokerMissingError, EmbeddedBroker, find_program, is_a_broker
 from bridge.clock import Clock
 from bridge.config import Address, ConfigError, Loaded, Settings, state_directory
+from bridge.deeds import deeds_of
 from bridge.discovery import Discovery
 from bridge.homeassistant import Plan
 from bridge.journal import JournalError, NotStoredError
 from bridge.journal.care import prepare
 from bridge.journal.sqlite import SqliteJournal
 from bridge.keeper import Keeper
+from bridge.loglevel import LogLevel, hold_signals
 from bridge.meter import Meters
 from bridge.model import Kind
 from bridge.privacy import Veil, masked
 from bridge.publisher import Publisher, PublisherSettings
+from bridge.requests import Requests
 from bridge.secret import veil_of
 from bridge.wakeup import Doorbell
 
@@ -87,6 +90,7 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
     """
     settings = loaded.settings
     logs.configure(settings.log.level, settings.log.format)
+    hold_signals()
     program = _embedded_program(settings)
     _make_state_directory()
     with alone(settings.journal_path):
@@ -185,6 +189,8 @@ class _Bridge:
             EmbeddedBroker(settings.mqtt.embedded, state_directory() / "broker", program) if program else None
         )
         self._meters = Meters(settings.webhook.workers)
+        self._log_level = LogLevel(settings.log.level, self._meters, self._receiver_pids)
+        self._requests = self._publisher.requests = self._take_requests()
         self._page = self._listen(loaded)
         self._server = self._granian()
 
@@ -247,6 +253,18 @@ class _Bridge:
         )
         return functools.partial(receiver.load, settings, os.getpid())
 
+    def _receiver_pids(self) -> list[int]:
+        return [worker.inner.pid for worker in list(self._server.wrks) if worker.inner.pid is not None]
+
+    # --- requests by MQTT ------------------------------------------------------------------------------------------
+
+    def _take_requests(self) -> Requests:
+        settings = self._settings.mqtt.requests
+        deeds = deeds_of(self._settings, self._publisher, self._keeper, self._log_level)
+        return Requests(
+            deeds, frozenset(what for what in deeds if getattr(settings, what)), answer=self._publisher.answer
+        )
+
     # --- the page --------------------------------------------------------------------------------------------------
 
     def _listen(self, loaded: Loaded) -> Listener | None:
@@ -283,7 +301,7 @@ class _Bridge:
             "starting",
             version=__version__,
             webhook=f"http://{self._settings.webhook.listen}{self._settings.webhook.path}",
-            broker=str(self._settings.mqtt.url),
+            broker=", ".join(map(str, self._settings.brokers)) + (" (embedded)" if self._broker is not None else ""),
             journal=str(self._settings.journal_path),
             page=self._page.url if self._page is not None else None,
         )
@@ -291,6 +309,8 @@ class _Bridge:
             self._thread("broker", self._broker.run)
         self._thread("publisher", self._publish)
         self._thread("keeper", self._keep)
+        self._thread("requests", self._requests.run)
+        self._thread("log level", self._log_level.run)
         if self._page is not None:
             self._thread("page", self._page.run)
         self._thread("heartbeat", self._beat)
@@ -332,6 +352,7 @@ class _Bridge:
         self._stopping.set()
         self._keeper.stop()
         self._publisher.stop()
+        self._requests.stop()
         if self._page is not None:
             self._page.stop()
         for name in ("keeper", "publisher", "page"):

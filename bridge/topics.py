@@ -30,6 +30,8 @@ BRIDGE_STATE = "bridge/state"
 BRIDGE_INFO = "bridge/info"
 BRIDGE_CHECKPOINT = "bridge/checkpoint"
 BRIDGE_HEALTH = "bridge/health"
+BRIDGE_REQUEST = "bridge/request"
+BRIDGE_RESPONSE = "bridge/response"
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]+").fullmatch
 _CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")

@@ -40,6 +40,8 @@ TOPICS: dict[str, tuple[bool, str]] = {
         True,
         "JSON, for the bridge itself: `seq`, up to which place all was published; `journal`, of which journal",
     ),
+    f"{topics.BRIDGE_REQUEST}/<what>": (False, "JSON, **to** the bridge: see [requests](requests.md)"),
+    f"{topics.BRIDGE_RESPONSE}/<what>": (False, "JSON: the answer to such a request"),
 }
 
 STATUS_KEYS = {
