@@ -247,6 +247,25 @@ def public_address(value: object) -> str | None:
     return None if value is None else web_address(value).rstrip("/")
 
 
+def person(value: object) -> str:
+    """A phone number with the country's code, in any spelling, or a user id."""
+    found = text(value).strip()
+    digits = re.sub(r"\D", "", found)
+    if re.fullmatch(r"[+\d][\d ().\-/]*", found):
+        if not 5 <= len(digits) <= 17 or (found.startswith("0") and not found.startswith("00")):
+            raise Invalid("is no number with the country's code; write e.g. +49 170 1234567 or 491701234567")
+    elif not re.fullmatch(r"[!-~]{1,200}", found):
+        raise Invalid("is neither a phone number nor a user id; write e.g. 491701234567")
+    return found
+
+
+def name_or_id(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        # YAML takes yes, no, on and off for true and false.
+        raise Invalid('holds what is no text; put it in quotes, e.g. "yes"')
+    return text(value)
+
+
 def network(value: object) -> str:
     try:
         return str(ipaddress.ip_network(text(value), strict=False))
@@ -613,6 +632,17 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Buttons:
+    allow_from: tuple[str, ...] = setting(
+        [], many(person), "Phone numbers or user ids whose clicks fire; empty: everyone's. Others are dead letters."
+    )
+    templates: tuple[str, ...] = setting(
+        [], many(name_or_id), "Names or ids of the message templates whose buttons fire; empty: all."
+    )
+    payloads: tuple[str, ...] = setting([], many(name_or_id), "Payloads of the buttons that fire; empty: all.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retain:
     status: float = setting("7d", duration, "How long a message's status stays on the broker; 0: it is never retained.")
     button: float = setting(
@@ -695,6 +725,7 @@ class Settings:
     webhook: Webhook = section(Webhook, "Where WhatsApp posts its callbacks.")
     mqtt: Mqtt = section(Mqtt, "Where they are published.")
     events: Events = section(Events, "What fires.")
+    buttons: Buttons = section(Buttons, "Whose clicks fire, and which.")
     retain: Retain = section(Retain, "How long retained topics stand.")
     homeassistant: HomeAssistant = section(HomeAssistant, "What Home Assistant shows by itself.")
     journal: Journal = section(Journal, "Where everything accepted is kept until the broker has it.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from bridge import payload
+from bridge.clicks import Allowed
 from bridge.config import Settings
 from bridge.journal import Buried, Callback
 from bridge.journal.sqlite import SqliteJournal
@@ -67,14 +68,15 @@ def replay(settings: Settings, journal: SqliteJournal, letter: Buried) -> tuple[
         else:
             words = "it is published again"
     else:
+        veil = veil_of(settings, make=True)
         try:
-            parsed = payload.parse(letter.body)
+            parsed = payload.parse(letter.body, Allowed(settings.buttons, veil).refusal)
         except payload.NotUnderstoodError as error:
             return False, f"still not understood: {error}"
         if parsed.dead:
-            return False, f"still not understood: {parsed.dead[0].reason}"
+            first = parsed.dead[0]
+            return False, f"still {'refused' if first.refused else 'not understood'}: {first.reason}"
         now = time.time()
-        veil = veil_of(settings, make=True)
         project = functools.partial(veil.entry if veil else entry, encode_dots=settings.mqtt.encode_dots)
         entries = tuple(project(update, now) for update in parsed.updates)
         (outcome,) = journal.append([Callback(entries)])

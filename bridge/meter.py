@@ -28,6 +28,7 @@ ENTRIES = (
     ("button", "duplicate"),
     ("other", "ignored"),
     ("unknown", "dead"),
+    ("button", "refused"),
 )
 #: Seconds from a request's head to its answer; one more bucket is for what took longer.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -158,7 +159,7 @@ class Meter:
                 row[_SUM_AT] += seconds
                 row[_LAST_AT] = now
 
-    def counted(self, clicks: int, outcome: Outcome, *, ignored: int, dead: int) -> None:
+    def counted(self, clicks: int, outcome: Outcome, *, ignored: int, dead: int, refused: int = 0) -> None:
         """Count the entries of a callback.
 
         Args:
@@ -166,6 +167,7 @@ class Meter:
             outcome: What became of them.
             ignored: How many were left out.
             dead: How many were not understood.
+            refused: How many are clicks that may not fire.
         """
         stored_clicks = outcome.stored_clicks
         if stored_clicks is None:
@@ -173,7 +175,7 @@ class Meter:
         stored = outcome.stored - stored_clicks
         duplicate_clicks = clicks - stored_clicks
         # In the order of `ENTRIES`.
-        counts = (stored, outcome.duplicate - duplicate_clicks, stored_clicks, duplicate_clicks, ignored, dead)
+        counts = (stored, outcome.duplicate - duplicate_clicks, stored_clicks, duplicate_clicks, ignored, dead, refused)
         with self._lock:
             for place, count in enumerate(counts, _ENTRIES_AT):
                 if count:

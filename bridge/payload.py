@@ -14,7 +14,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,12 @@ class DeadItem:
         reason: Why, in words for the user.
         body: The entry in a value of its own (`{"statuses": […]}` or `{"messages": […]}`), as JSON text, so that it
             can be tried again.
+        refused: It was understood well: a click that may not fire.
     """
 
     reason: str
     body: str
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,16 @@ class Parsed:
     dead: tuple[DeadItem, ...]
 
 
-def parse(body: bytes) -> Parsed:
+#: Why a click may not fire, or None; asked with the click and the sender's user id.
+Refusal = Callable[[ButtonClick, str | None], str | None]
+
+
+def parse(body: bytes, refusal: Refusal | None = None) -> Parsed:
     """Unwrap a callback and read every entry in it.
+
+    Args:
+        body: As it came.
+        refusal: Asked about each click; one that may not fire is set aside.
 
     Raises:
         NotUnderstoodError: It is no JSON, nests deeper than 32 levels, holds more than 10,000 entries, or has none
@@ -120,6 +130,15 @@ def parse(body: bytes) -> Parsed:
                         shared = _shared(value)
                     dead.append(DeadItem(_reason(name, error), _as_text(_alone(name, item, shared))))
                 else:
+                    if refusal is not None and isinstance(update, ButtonClick):
+                        reason = refusal(update, _text(item.get("from_user_id")))
+                        if reason is not None:
+                            shared = shared if shared is not None else _shared(value)
+                            alone = _alone(name, item, shared)
+                            if update.name is not None:
+                                alone["contacts"] = [{"wa_id": update.sender, "profile": {"name": update.name}}]
+                            dead.append(DeadItem(reason, _as_text(alone), refused=True))
+                            continue
                     updates.append(update)
     return Parsed(tuple(updates), ignored, tuple(dead))
 

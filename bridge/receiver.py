@@ -28,7 +28,8 @@ from bottle import Bottle, HTTPResponse, request, response
 
 from bridge import logs, payload
 from bridge.auth import Gate, Verdict, Visitor, is_one_of
-from bridge.config import Log, Webhook
+from bridge.clicks import Allowed
+from bridge.config import Buttons, Log, Webhook
 from bridge.journal import BrokenStorageError, Callback, DeadLetter, NotStoredError, Outcome
 from bridge.journal.commit import GroupCommit
 from bridge.journal.sqlite import SqliteJournal
@@ -58,6 +59,7 @@ class ReceiverSettings:
     never_retained: frozenset[Kind]
     max_size: int
     log: Log
+    buttons: Buttons | None = None
     veil: Veil | None = None
     meters: Meters | None = None
 
@@ -80,7 +82,12 @@ def load(settings: ReceiverSettings, parent: int) -> Callable[..., Any]:
     meter = settings.meters.claim() if settings.meters is not None else Meter()
     _follow_log_level(meter)
     app = application(
-        settings.webhook, commit.append, encode_dots=settings.encode_dots, veil=settings.veil, meter=meter
+        settings.webhook,
+        commit.append,
+        encode_dots=settings.encode_dots,
+        buttons=settings.buttons,
+        veil=settings.veil,
+        meter=meter,
     )
     return metered(app, meter)
 
@@ -158,6 +165,7 @@ def application(
     append: Append,
     *,
     encode_dots: bool = False,
+    buttons: Buttons | None = None,
     veil: Veil | None = None,
     now: Callable[[], float] = time.time,
     meter: Meter | None = None,
@@ -168,6 +176,7 @@ def application(
         webhook: Path, limits and who may post.
         append: Stores a callback, or raises `NotStoredError`; returns when it is on disk.
         encode_dots: As in `mqtt.encode_dots`.
+        buttons: Whose clicks fire; None: everybody's.
         veil: Hides numbers before anything is stored; None: they stay.
         now: The clock: epoch seconds.
         meter: Counts what callbacks hold.
@@ -178,6 +187,7 @@ def application(
     gate = Gate(webhook.auth)
     verify_tokens = webhook.auth.meta_verify_token
     project = functools.partial(veil.entry if veil else entry, encode_dots=encode_dots)
+    refusal = Allowed(buttons).refusal if buttons is not None and buttons != Buttons() else None
 
     def receive(token: str = "") -> Any:
         visitor = Visitor(token, _header, request.environ.get("REMOTE_ADDR", ""))
@@ -197,7 +207,7 @@ def application(
             verdict = gate.with_body(visitor, body)
             if verdict is not Verdict.WELCOME:
                 return _turn_away(verdict, webhook)
-        return _store(body, append, now(), project, veil, meter)
+        return _store(body, append, now(), refusal, project, veil, meter)
 
     app.route(webhook.path, method="ANY", callback=receive)
     app.route(f"{webhook.path}/<token>", method="ANY", callback=receive)
@@ -209,13 +219,14 @@ def _store(
     body: bytes,
     append: Append,
     received: float,
+    refusal: payload.Refusal | None,
     project: Callable[[Update, float], Entry],
     veil: Veil | None,
     meter: Meter,
 ) -> Any:
     """Parse and store; the counts, once it is on disk."""
     try:
-        parsed = payload.parse(body)
+        parsed = payload.parse(body, refusal)
         entries = tuple(project(update, received) for update in parsed.updates)
     except payload.NotUnderstoodError as error:
         log.warning("a callback was not understood; it is in the dead letters", why=str(error), bytes=len(body))
@@ -228,9 +239,15 @@ def _store(
     else:
         dead = [DeadLetter("item", item.reason, item.body.encode(), received) for item in parsed.dead]
         for item in parsed.dead:
-            log.warning("an entry of a callback was not understood; it is in the dead letters", why=item.reason)
-    if veil is not None:
-        dead = [replace(letter, body=veil.body(letter.body)) for letter in dead]
+            if item.refused:
+                log.warning("a click was refused; it is in the dead letters", why=item.reason)
+            else:
+                log.warning("an entry of a callback was not understood; it is in the dead letters", why=item.reason)
+    refused = sum(item.refused for item in parsed.dead)
+    if veil is not None and dead:
+        # Who was refused must be known again when the click is tried once more, which a mask does not allow.
+        veils = [veil.hashing() if item.refused else veil for item in parsed.dead] or [veil]
+        dead = [replace(letter, body=veil.body(letter.body)) for letter, veil in zip(dead, veils, strict=True)]
     outcome = Outcome(0, 0)
     if entries or dead:
         try:
@@ -239,7 +256,7 @@ def _store(
             log.error("a callback could not be stored; the sender is asked to come again", why=str(error))
             return _refuse(503, "it could not be stored", "send it again later", **{"Retry-After": str(RETRY_AFTER)})
     clicks = sum(entry.kind is Kind.BUTTON for entry in entries)
-    meter.counted(clicks, outcome, ignored=parsed.ignored, dead=len(dead))
+    meter.counted(clicks, outcome, ignored=parsed.ignored, dead=len(dead) - refused, refused=refused)
     log.debug(
         "callback",
         bytes=len(body),

@@ -248,6 +248,7 @@ class _Bridge:
             never_retained=never_retained(self._settings),
             max_size=self._settings.journal.max_size,
             log=self._settings.log,
+            buttons=self._settings.buttons,
             veil=self._veil,
             meters=self._meters,
         )
