@@ -10,7 +10,7 @@ import pytest
 from brokers import AnyBroker, Mosquitto, Subscriber, Tap, publish
 from publishing import Bridge, click, status
 
-from bridge import publisher
+from bridge import failover, publisher
 from bridge.publisher import LARGEST_HEARD
 from bridge.requests import Requests
 
@@ -21,7 +21,7 @@ Subscribe = Callable[..., Subscriber]
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "CHECKPOINT_GRACE", 0.2)
-    monkeypatch.setattr(publisher, "RETRY_FIRST", 0.02)
+    monkeypatch.setattr(failover, "RETRY_FIRST", 0.02)
 
 
 def taking(bridge: Bridge) -> Bridge:
