@@ -234,6 +234,8 @@ class Publisher:
         self._paced: Pacer[Flight] = Pacer(EVENT_GAP, EVENT_GAP_AT_REST)
         self.requests: Requests | None = None
         self._answers: deque[tuple[str, bytes]] = deque(maxlen=ANSWERS)
+        self._has_answered = False  # the last thing that the broker acknowledged was an answer
+        self._answer_strikes = 0
         self._renews = False  # the connection, as soon as nothing is in flight
         self._replay: int | None = None  # the place after which retained topics are wanted once more
         self._reports: deque[bytes] = deque(maxlen=1)  # the health report that waits to be sent
@@ -306,8 +308,9 @@ class Publisher:
 
     def answer(self, topic: str, payload: bytes) -> None:
         """Publish the answer to a request, not retained, on a topic below the base topic; from any thread."""
-        self._answers.append((topic, payload))
-        self._doorbell.ring()
+        if self._answer_strikes < STRIKES:
+            self._answers.append((topic, payload))
+            self._doorbell.ring()
 
     def reconnect(self) -> None:
         """Make a new connection to the broker, once nothing is in flight on this one; from any thread."""
@@ -454,6 +457,8 @@ class Publisher:
             self.requests.lost(connection, error)
         was_ready = self._greeting is Greeting.READY
         in_flight = len(self._flights)
+        if error.hung_up and (self._has_answered or any(flight.answers for flight in self._flights.values())):
+            self._suspect_answers()
         if was_ready and in_flight and error.hung_up:
             self._suspect()
         self._denial = None
@@ -475,6 +480,16 @@ class Publisher:
         if self._trouble not in self._told:
             log.warning("nothing reaches the broker; everything is kept until it does", why=self._trouble)
             self._told.add(self._trouble)
+
+    def _suspect_answers(self) -> None:
+        """Mosquitto 2.0 hangs up at some publications that are not allowed; no answer is worth a connection each."""
+        self._answer_strikes += 1
+        self._has_answered = False
+        if self._answer_strikes == STRIKES:
+            log.warning(
+                "the broker hangs up at answers to requests; none is given until the next start",
+                hint=f"allow the bridge to publish to {self._full(topics.BRIDGE_RESPONSE)}/#",
+            )
 
     def _suspect(self) -> None:
         """Something in flight may be what the broker hung up at: send alone what was."""
@@ -883,6 +898,7 @@ class Publisher:
             return None
         oldest = next(iter(self._flights.values()))
         del self._flights[ack.number]
+        self._has_answered = flight.answers
         if ack.code in HOLDING_CODES and not flight.discovers and not flight.answers:
             # Not this message's fault: nothing is given up, everything waits until the broker allows it.
             self._denial = self._denial or ConnectionEndedError(

@@ -132,12 +132,14 @@ def test_a_broker_that_allows_neither_request_nor_answer_does_not_matter(
     bridge = start(bridge_publisher, server.url("mqtt", "bridge", "b"), protocol)
     ready(there)
     assert bridge.running is not None
-    bridge.running.publisher.answer("bridge/response/health", b"{}")
-    bridge.accept(status("sent", message="m1"))
-    there.wait_for_message("whatsapp/m1/status")
-    there.wait_for(lambda: json.loads(there.payloads("whatsapp/bridge/checkpoint")[-1])["seq"] == 1)
+    for number in range(6):  # mosquitto hangs up at each, so the last are not even tried
+        bridge.running.publisher.answer("bridge/response/health", b"{}")
+        bridge.accept(status("sent", message=f"m{number}"))
+        there.wait_for_message(f"whatsapp/m{number}/status")
+    there.wait_for(lambda: json.loads(there.payloads("whatsapp/bridge/checkpoint")[-1])["seq"] == 6)
     assert bridge.running.publisher.trouble is None
-    assert bridge.running.publisher.observer.connections == 1
+    assert bridge.running.publisher.observer.connections <= 1 + publisher.STRIKES
+    assert len(there.on("whatsapp/event/status/sent")) == 6
     assert not there.on("whatsapp/bridge/response/#")
     assert not bridge.running.journal.dead
 
