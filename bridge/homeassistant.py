@@ -52,7 +52,7 @@ FEED_KEYS = {
     Kind.STATUS: ("status", "message_id", "timestamp", "received_at", "recipient_id", "errors", "business_phone"),
     Kind.BUTTON: (
         *("payload", "text", "message_id", "from", "name", "timestamp", "received_at", "context", "tag_name"),
-        *("template", "business_phone"),
+        *("template", "business_phone", "test"),
     ),
 }
 

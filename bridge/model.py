@@ -90,6 +90,7 @@ class ButtonClick:
         tag_name: The vendor's tag, or None if absent.
         wa_ext: What the vendor appended about the template, verbatim (text or JSON value), or None if absent.
         template: `id`, `name` and `parameters` as far as `wa_ext` tells them, or None.
+        test: Made by somebody who tries automations; no callback can say so.
     """
 
     payload: str
@@ -104,6 +105,7 @@ class ButtonClick:
     wa_ext: Any = None
     template: dict[str, Any] | None = None
     business_phone: str | None = None
+    test: bool = False
 
     @property
     def kind(self) -> Kind:

@@ -37,6 +37,7 @@ from bridge.meter import Meter, Meters
 from bridge.model import Kind, Update
 from bridge.privacy import Veil
 from bridge.processes import end_with_parent
+from bridge.tap import Hand
 from bridge.topics import Entry, entry
 from bridge.wakeup import Finger
 
@@ -62,6 +63,7 @@ class ReceiverSettings:
     buttons: Buttons | None = None
     veil: Veil | None = None
     meters: Meters | None = None
+    tap: Path | None = None
 
 
 def load(settings: ReceiverSettings, parent: int) -> Callable[..., Any]:
@@ -81,13 +83,16 @@ def load(settings: ReceiverSettings, parent: int) -> Callable[..., Any]:
     commit = _start_committer(journal, finger.ring)
     meter = settings.meters.claim() if settings.meters is not None else Meter()
     _follow_log_level(meter)
+    veil = settings.veil
+    hand = Hand(settings.tap, meter, veil.body if veil is not None else None) if settings.tap is not None else None
     app = application(
         settings.webhook,
         commit.append,
         encode_dots=settings.encode_dots,
         buttons=settings.buttons,
-        veil=settings.veil,
+        veil=veil,
         meter=meter,
+        hand=hand,
     )
     return metered(app, meter)
 
@@ -169,6 +174,7 @@ def application(
     veil: Veil | None = None,
     now: Callable[[], float] = time.time,
     meter: Meter | None = None,
+    hand: Hand | None = None,
 ) -> Bottle:
     """The Bottle application.
 
@@ -180,6 +186,7 @@ def application(
         veil: Hides numbers before anything is stored; None: they stay.
         now: The clock: epoch seconds.
         meter: Counts what callbacks hold.
+        hand: Shows callbacks to whoever watches; None: nobody ever does.
     """
     meter = meter or Meter()
     app = Bottle()
@@ -207,7 +214,7 @@ def application(
             verdict = gate.with_body(visitor, body)
             if verdict is not Verdict.WELCOME:
                 return _turn_away(verdict, webhook)
-        return _store(body, append, now(), refusal, project, veil, meter)
+        return _store(body, append, now(), refusal, project, veil, meter, hand)
 
     app.route(webhook.path, method="ANY", callback=receive)
     app.route(f"{webhook.path}/<token>", method="ANY", callback=receive)
@@ -223,6 +230,7 @@ def _store(
     project: Callable[[Update, float], Entry],
     veil: Veil | None,
     meter: Meter,
+    hand: Hand | None,
 ) -> Any:
     """Parse and store; the counts, once it is on disk."""
     try:
@@ -265,10 +273,11 @@ def _store(
         ignored=parsed.ignored,
         dead=len(dead),
     )
+    counts = {"stored": outcome.stored, "duplicate": outcome.duplicate, "ignored": parsed.ignored, "dead": len(dead)}
+    if hand is not None:
+        hand.show(body, received, entries, counts)
     response.content_type = "application/json"
-    return orjson.dumps(
-        {"stored": outcome.stored, "duplicate": outcome.duplicate, "ignored": parsed.ignored, "dead": len(dead)}
-    )
+    return orjson.dumps(counts)
 
 
 def _body(limit: int) -> bytes | HTTPResponse:

@@ -48,6 +48,7 @@ from bridge.privacy import Veil, masked
 from bridge.publisher import Publisher, PublisherSettings
 from bridge.requests import Requests
 from bridge.secret import veil_of
+from bridge.tap import tap_of
 from bridge.wakeup import Doorbell
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ class _Bridge:
             buttons=self._settings.buttons,
             veil=self._veil,
             meters=self._meters,
+            tap=tap_of(self._settings) if self._page is not None else None,
         )
         return functools.partial(receiver.load, settings, os.getpid())
 

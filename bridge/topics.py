@@ -178,6 +178,7 @@ def _click_keys(click: ButtonClick) -> dict[str, object]:
         "template": click.template,
         "wa_ext": click.wa_ext,
         "business_phone": click.business_phone,
+        "test": click.test or None,
     }
 
 

@@ -22,7 +22,7 @@ class Doorbell:
 
     def __enter__(self) -> Self:
         self._path.unlink(missing_ok=True)
-        with _short(self._path) as address:
+        with short(self._path) as address:
             self._socket.bind(address)
         self._path.chmod(0o600)
         return self
@@ -36,8 +36,8 @@ class Doorbell:
 
     def ring(self) -> None:
         """Ring from within the process, e.g. to stop whoever waits."""
-        with contextlib.suppress(OSError), _short(self._path) as address, _sender() as sender:
-            sender.sendto(b"!", address)
+        with contextlib.suppress(OSError), short(self._path) as address, sender() as out:
+            out.sendto(b"!", address)
 
     def silence(self) -> None:
         """Take away all rings so far."""
@@ -51,13 +51,13 @@ class Finger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._socket = _sender()
+        self._socket = sender()
         self._connected = False
 
     def ring(self) -> None:
         try:
             if not self._connected:
-                with _short(self._path) as address:
+                with short(self._path) as address:
                     self._socket.connect(address)
                 self._connected = True
             self._socket.send(b"!")
@@ -68,12 +68,13 @@ class Finger:
             self._connected = False
 
 
-def _sender() -> socket.socket:
+def sender() -> socket.socket:
+    """A socket that sends datagrams without waiting."""
     return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
 @contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
+def short(path: Path) -> Iterator[str]:
     """The socket's address through an open folder: a socket's own path may have no more than 107 bytes."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

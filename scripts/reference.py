@@ -71,6 +71,7 @@ CLICK_KEYS = {
     "wa_ext": "what the vendor appended, verbatim",
     "business_phone": "the business' number",
     "event_id": "the same whenever the same update is sent again: tells a duplicate",
+    "test": "true, and only there when somebody clicked it on the bridge's own page to try automations",
     "late": "true, and only there when the click was too old to fire",
 }
 

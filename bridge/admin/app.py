@@ -10,8 +10,11 @@ import structlog
 from bottle import Bottle, HTTPResponse, request
 
 from bridge.admin import metrics
-from bridge.admin.door import Door, Refusal, caller_of, headers
+from bridge.admin.door import COOKIE, LOGIN_HOLDS, Caller, Door, Refusal, caller_of, headers
+from bridge.admin.pages import NAVIGATION, Go, MissingError, Pages, Visit
 from bridge.admin.status import Sources, Watch
+from bridge.config import ConfigError
+from bridge.journal import JournalError, NotStoredError
 
 log = structlog.get_logger()
 
@@ -22,6 +25,11 @@ _CODES = {
     Refusal.PASSWORD: 401,
     Refusal.LIMIT: 429,
 }
+
+#: Seconds that a browser keeps a script or a style; their addresses change when they do.
+KEPT = 7 * 86_400
+
+Shown = Callable[..., str | Go | HTTPResponse]
 
 
 def application(sources: Sources, door: Door) -> Bottle:
@@ -35,21 +43,65 @@ def application(sources: Sources, door: Door) -> Bottle:
     app.uninstall(True)
     watch = Watch(sources)
     measured = metrics.Metrics(sources)
+    pages = Pages(sources, watch, asks=door.asks)
+
+    def visit(caller: Caller, *, is_part: bool = False) -> Visit:
+        def field(name: str) -> str:
+            return request.forms.getunicode(name) or request.query.getunicode(name) or ""
+
+        return Visit(door.prefix(caller), field, is_part)
 
     def answer(
-        path: str, handler: Callable[..., HTTPResponse], *, method: str = "GET", is_public: bool = False
+        path: str,
+        handler: Callable[..., HTTPResponse],
+        *,
+        method: str = "GET",
+        is_public: bool = False,
+        refuse: Callable[[Caller, Refusal], HTTPResponse] = lambda _, refusal: _refuse(refusal),
     ) -> None:
         """Answer at a path, to whom the door lets in."""
 
         def guarded(**arguments: str) -> HTTPResponse:
             caller = caller_of(request)
             refusal = door.look(caller, is_change=method == "POST", is_public=is_public)
-            found = handler(**arguments) if refusal is None else _refuse(refusal)
+            found = handler(**arguments) if refusal is None else refuse(caller, refusal)
             for name, value in headers(framed=door.is_trusted(caller)).items():
                 found.headers.setdefault(name, value)
             return found
 
         app.route(path, method=[method, "HEAD"] if method == "GET" else method, callback=guarded)
+
+    def turned_away(caller: Caller, refusal: Refusal) -> HTTPResponse:
+        """A browser that is not let in: to the login, or told in words."""
+        if refusal is not Refusal.PASSWORD:
+            return _html(pages.refused(visit(caller), refusal.value), _CODES[refusal])
+        to = caller.path.strip("/").partition("/")[0]
+        login = f"{door.prefix(caller)}/login" + (f"?to={to}" if to in NAVIGATION and to else "")
+        if caller.header("hx-request"):
+            return HTTPResponse("", 200, {"HX-Redirect": login})
+        return HTTPResponse("", 303, {"Location": login})
+
+    def page(path: str, show: Shown, *, method: str = "GET", is_part: bool = False, **fixed: Any) -> None:
+        """Answer with a page, or a part of one."""
+
+        def shown(**arguments: str) -> HTTPResponse:
+            caller = caller_of(request)
+            try:
+                found = show(visit(caller, is_part=is_part), **arguments, **fixed)
+            except MissingError as missing:
+                return _html(pages.refused(visit(caller), str(missing)), 404)
+            except (JournalError, NotStoredError, ConfigError) as error:
+                return _html(pages.refused(visit(caller), str(error)), 503)
+            return _found(found, caller)
+
+        answer(path, shown, method=method, refuse=turned_away)
+
+    def _found(found: str | Go | HTTPResponse, caller: Caller) -> HTTPResponse:
+        if isinstance(found, Go):
+            return HTTPResponse("", 303, {"Location": door.prefix(caller) + found.path})
+        return _html(found) if isinstance(found, str) else found
+
+    # --- for machines ------------------------------------------------------------------------------------------------
 
     def healthz() -> HTTPResponse:
         alive = watch.is_alive()
@@ -63,8 +115,92 @@ def application(sources: Sources, door: Door) -> Bottle:
     answer("/readyz", readyz, is_public=True)
     answer("/api/status", lambda: _json(watch.detail()))
     answer("/metrics", lambda: HTTPResponse(measured.text(), 200, {"Content-Type": metrics.CONTENT_TYPE}))
+
+    # --- for people --------------------------------------------------------------------------------------------------
+
+    page("/", pages.overview)
+    page("/overview", pages.overview, is_part=True)
+    page("/live", pages.live)
+    page("/live", pages.live, method="POST", is_part=True)
+    page("/callbacks/<number>", pages.arrival, is_part=True, plain=False)
+    page("/callbacks/<number>", pages.arrival, method="POST", is_part=True, plain=True)
+    page("/updates/<seq>", pages.update, plain=False)
+    page("/updates/<seq>", pages.update, method="POST", plain=True)
+    page("/updates/<seq>/part", pages.update, is_part=True, plain=False)
+    page("/updates/<seq>/part", pages.update, method="POST", is_part=True, plain=True)
+    page("/messages", pages.messages)
+    page("/messages", pages.messages, method="POST")
+    page("/messages/more", pages.messages, method="POST", is_part=True)
+    page("/messages/<seq>", pages.history, plain=False)
+    page("/messages/<seq>", pages.history, method="POST", plain=True)
+    page("/buttons", pages.buttons)
+    page("/buttons/click", pages.click, method="POST")
+    page("/dead-letters", pages.dead_letters)
+    page("/dead-letters/replay", pages.replay_all, method="POST")
+    page("/dead-letters/<number>", pages.dead_letter, plain=False)
+    page("/dead-letters/<number>", pages.dead_letter, method="POST", plain=True)
+    page("/dead-letters/<number>/replay", pages.replay, method="POST")
+    page("/dead-letters/<number>/drop", pages.drop, method="POST")
+    page("/setup", pages.setup, plain=False)
+    page("/setup", pages.setup, method="POST", plain=True)
+
+    # --- in and out --------------------------------------------------------------------------------------------------
+
+    def login() -> HTTPResponse:
+        caller = caller_of(request)
+        if door.look(caller) is None:
+            return HTTPResponse("", 303, {"Location": f"{door.prefix(caller)}/"})
+        return _html(pages.login(visit(caller)))
+
+    def log_in() -> HTTPResponse:
+        caller = caller_of(request)
+        here = visit(caller)
+        cookie = door.log_in(caller, here.field("password"))
+        if isinstance(cookie, Refusal):
+            why = "This password is not right." if cookie is Refusal.PASSWORD else f"{cookie.value.capitalize()}."
+            return _html(pages.login(here, why), _CODES[cookie])
+        to = here.field("to")
+        found = HTTPResponse("", 303, {"Location": f"{here.root}/{to if to in NAVIGATION else ''}"})
+        _give_cookie(found, cookie, here.root, is_encrypted=door.is_encrypted(caller))
+        return found
+
+    def log_out() -> HTTPResponse:
+        caller = caller_of(request)
+        door.log_out(caller)
+        found = HTTPResponse("", 303, {"Location": f"{door.prefix(caller)}/login"})
+        _give_cookie(found, "", door.prefix(caller), is_encrypted=door.is_encrypted(caller))
+        return found
+
+    answer("/login", login, is_public=True, refuse=turned_away)
+    answer("/login", log_in, method="POST", is_public=True, refuse=turned_away)
+    answer("/logout", log_out, method="POST", is_public=True, refuse=turned_away)
+
+    def static(name: str) -> HTTPResponse:
+        file = pages.files.get(name)
+        if file is None:
+            return _json({"error": "there is nothing here"}, 404)
+        kept = {"Cache-Control": f"private, max-age={KEPT}"}
+        return HTTPResponse(file.content, 200, {"Content-Type": f"{file.media_type}; charset=utf-8", **kept})
+
+    answer("/static/<name:path>", static, is_public=True)
     app.default_error_handler = _bottle_error
     return app
+
+
+def _give_cookie(found: HTTPResponse, cookie: str, root: str, *, is_encrypted: bool) -> None:
+    found.set_cookie(
+        COOKIE,
+        cookie,
+        path=f"{root}/",
+        httponly=True,
+        samesite="lax",
+        secure=is_encrypted,
+        max_age=int(LOGIN_HOLDS) if cookie else 0,
+    )
+
+
+def _html(text: str, code: int = 200) -> HTTPResponse:
+    return HTTPResponse(text.encode("utf-8", "backslashreplace"), code, {"Content-Type": "text/html; charset=utf-8"})
 
 
 def _json(document: object, code: int = 200) -> HTTPResponse:

@@ -59,12 +59,14 @@ class Caller:
         address: Of the one who connected.
         header: A header by its name, in lower case; empty if there is none.
         cookie: That of our name, or empty.
+        path: What is asked for, below any prefix.
     """
 
     method: str
     address: str
     header: Callable[[str], str]
     cookie: str
+    path: str = "/"
 
 
 class Door:
@@ -112,6 +114,10 @@ class Door:
         path = caller.header("x-ingress-path") or caller.header("x-forwarded-prefix")
         known = self.is_trusted(caller) and re.fullmatch(r"(/[A-Za-z0-9_.~-]+)+/?", path)
         return path.rstrip("/") if known else ""
+
+    def is_encrypted(self, caller: Caller) -> bool:
+        """Whether the browser came by HTTPS, as a trusted proxy says."""
+        return self.is_trusted(caller) and caller.header("x-forwarded-proto") == "https"
 
     def look(self, caller: Caller, *, is_change: bool = False, is_public: bool = False) -> Refusal | None:
         """Whether to answer.
@@ -212,7 +218,9 @@ class Door:
 
 
 def headers(*, framed: bool) -> Mapping[str, str]:
-    """What every answer says to the browser: nothing from elsewhere, nothing inline, no frames, no referrer.
+    """What every answer says to the browser: nothing from elsewhere, nothing inline, no frames, no referrer elsewhere.
+
+    With no referrer at all, a browser would hide from us where a form was sent from.
 
     Args:
         framed: Whether a trusted proxy shows the page in a frame of its own site, as Home Assistant does.
@@ -225,7 +233,7 @@ def headers(*, framed: bool) -> Mapping[str, str]:
         ),
         "X-Frame-Options": "SAMEORIGIN" if framed else "DENY",
         "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
+        "Referrer-Policy": "same-origin",
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cross-Origin-Resource-Policy": "same-origin",
         "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
@@ -240,6 +248,7 @@ def caller_of(request: Any) -> Caller:
         address=request.environ.get("REMOTE_ADDR", ""),
         header=lambda name: str(request.environ.get(f"HTTP_{name.upper().replace('-', '_')}", "")),
         cookie=request.get_cookie(COOKIE) or "",
+        path=request.path,
     )
 
 

@@ -216,6 +216,7 @@ class Bridge:
         )
         self.state = folder / "state" / "whatsapp2mqtt"
         self.command: list[object] = [*command] or [COMMAND, "run"]
+        self.path = "/webhook"
         self.pass_fds: tuple[int, ...] = ()
         self._program: Program | None = None
 
@@ -250,12 +251,12 @@ class Bridge:
         """Process id of the embedded broker."""
         return next(pid for pid in children(self.pid) if "nats-server" in command_line(pid))
 
-    def post(self, body: object, path: str = "/webhook", headers: dict[str, str] | None = None) -> Answer:
+    def post(self, body: object, path: str | None = None, headers: dict[str, str] | None = None) -> Answer:
         """Post to the webhook; a body that is no bytes is sent as JSON."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.webhook, timeout=PATIENCE)
         try:
-            connection.request("POST", path, raw, {"Content-Type": "application/json"} | (headers or {}))
+            connection.request("POST", path or self.path, raw, {"Content-Type": "application/json"} | (headers or {}))
             answer = connection.getresponse()
             return Answer(answer.status, answer.read().decode())
         finally:

@@ -33,7 +33,7 @@ def test_the_page_is_what_the_code_says(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "first_key", "added"),
-    [(reference.STATUS_KEYS, "message_id", set()), (reference.CLICK_KEYS, "payload", {"late"})],
+    [(reference.STATUS_KEYS, "message_id", set()), (reference.CLICK_KEYS, "payload", {"late", "test"})],
     ids=["status", "click"],
 )
 def test_every_key_that_is_published_is_explained_and_no_other(
