@@ -1049,7 +1049,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     if not webhook.listen.is_loopback and not webhook.auth.is_set and not webhook.auth.anyone_may_post:
         yield (
             f"webhook.listen: {webhook.listen} can be reached from other machines, and nothing says who may post; "
-            "add `webhook: {auth: {path_token: [<a secret>]}}`, or listen on 127.0.0.1"
+            "add `webhook: {auth: {path_token: [<a secret>]}}`, or the variable "
+            f"{ENV_PREFIX}WEBHOOK__AUTH__PATH_TOKEN, or listen on 127.0.0.1"
         )
     embedded = mqtt.embedded
     if mqtt.is_embedded and not embedded.listen.is_loopback and not (embedded.username and embedded.password):

@@ -19,6 +19,7 @@ BROUGHT = {
     "LICENSE": "LICENSE",
     "config.example.yaml": "config.example.yaml",
     "compose.yaml": "compose.yaml",
+    "addon/DOCS.md": "home-assistant-app.md",
 }
 
 

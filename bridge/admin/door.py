@@ -130,9 +130,9 @@ class Door:
         trusted = self.is_trusted(caller)
         if not trusted and not self._is_our_name(caller.header("host")):
             return Refusal.NAME
-        if not trusted and not self._is_open and not self.asks:
-            return Refusal.ADDRESS
         with_token = self._has_token(caller)
+        if not trusted and not self._is_open and not self.asks and not with_token:
+            return Refusal.ADDRESS
         if is_change and not with_token and not self._is_from_our_page(caller, trusted=trusted):
             return Refusal.ORIGIN
         if is_public or trusted or self._is_open or with_token or self._is_logged_in(caller):

@@ -1,7 +1,7 @@
 """The command line. Commands import what they need when they run, so that `--help` and `version` are quick.
 
 common.py    what every command shares
-running.py   run, check, install-service, password, version
+running.py   run, check, healthy, install-service, password, version
 trying.py    simulate, tail
 letters.py   dead-letters
 keeping.py   backup, restore, clean, migrate-settings
@@ -29,6 +29,7 @@ for _command in (
     keeping.restore,
     keeping.clean,
     keeping.migrate_settings,
+    running.healthy,
     running.install_service,
     running.password,
     running.version,

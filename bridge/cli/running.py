@@ -74,6 +74,19 @@ def check(config: Path | None) -> None:
         click.echo(report(load(config)), nl=False)
 
 
+@click.command()
+@config_option
+def healthy(config: Path | None) -> None:
+    """Say whether the running bridge is well: exit code 0, or 1 and why not. For Docker, Kubernetes and monit."""
+    with explained():
+        from bridge.healthy import unwell
+
+        why = unwell(load(config).settings)
+        if why:
+            fail(why)
+        click.echo("healthy")
+
+
 @click.command("install-service")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written and run.")
 @click.option("--uninstall", is_flag=True, help="Stop the service and remove it; settings and state stay.")

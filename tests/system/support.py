@@ -300,12 +300,15 @@ class Subscriber:
 
     port: int
     topics: str
+    username: str | None = None
+    password: str | None = None
     heard: list[Heard] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._news = threading.Condition()
         self._subscribed = False
         self._client = client = paho.Client(CallbackAPIVersion.VERSION2)
+        client.username_pw_set(self.username, self.password)
         client.on_connect = lambda *_: client.subscribe(self.topics, qos=1)
         client.on_subscribe = lambda *_: self._note(None)
         client.on_message = lambda _, __, message: self._note(

@@ -862,7 +862,7 @@ def test_the_settings_can_be_printed_without_secrets(write: Write) -> None:
     ("text", "problem"),
     [
         ("webhook: {listen: 0.0.0.0:8080}", "webhook.listen: 0.0.0.0:8080 can be reached from other machines"),
-        ("webhook: {listen: '[::]:8080'}", "add `webhook: {auth: {path_token: [<a secret>]}}`, or listen on 127.0.0.1"),
+        ("webhook: {listen: '[::]:8080'}", "add `webhook: {auth: {path_token: [<a secret>]}}`, or the variable"),
         ("webhook: {listen: 10.0.0.2:8080, auth: {meta_verify_token: x}}", "nothing says who may post"),
         ("webhook: {listen: 10.0.0.2:8080, auth: {proxies: 10.0.0.1}}", "nothing says who may post"),
         ("mqtt: {embedded: {listen: 0.0.0.0:1883}}", "add mqtt.embedded.username and mqtt.embedded.password"),

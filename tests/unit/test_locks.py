@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ["requirements.txt", "requirements-test.txt"]
+LOCKS = ["requirements.txt", "requirements-build.txt", "requirements-test.txt"]
 
 
 def locked(name: str) -> dict[str, str]:
@@ -19,23 +19,23 @@ def locked(name: str) -> dict[str, str]:
     return dict(found)
 
 
-def wanted(*, tests: bool) -> set[str]:
-    """The names of what pyproject.toml asks for."""
+def wanted(name: str) -> set[str]:
+    """The names of what pyproject.toml asks for in a lock file."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
-    asked = [
-        *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["embedded"],
-        *groups["install"],
-        *(groups["test"] if tests else []),
-    ]
-    return {re.split(r"[^A-Za-z0-9-]", one)[0].lower() for one in asked}
+    bridge = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["embedded"]]
+    asked = {
+        "requirements.txt": bridge,
+        "requirements-build.txt": groups["install"],
+        "requirements-test.txt": [*bridge, *groups["install"], *groups["test"]],
+    }
+    return {re.split(r"[^A-Za-z0-9-]", one)[0].lower() for one in asked[name]}
 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_file_pins_all_that_is_asked_for(name: str) -> None:
     """A dependency that was added without `scripts/lock` is missed on a new machine only."""
-    assert wanted(tests=name == LOCKS[1]) <= set(locked(name))
+    assert wanted(name) <= set(locked(name))
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -55,5 +55,6 @@ def test_a_lock_file_names_no_address_and_no_folder(name: str) -> None:
 
 def test_what_tests_run_with_is_what_users_run_with() -> None:
     """Tests would prove something about other versions than those that are installed."""
-    users, tests = (locked(name) for name in LOCKS)
+    users, build, tests = (locked(name) for name in LOCKS)
     assert users.items() <= tests.items()
+    assert build.items() <= tests.items()

@@ -1,18 +1,23 @@
-"""Keep what this version leaves on a disk, for later versions to upgrade: `python -m tests.upgrades.make`.
+"""Keep what a version leaves on a disk, for later ones to upgrade: `python -m tests.upgrades.make 0.2.0`.
 
-Run once for each release, before its tag: the journal is made by the real bridge from real callbacks. The settings file
-beside it is written by hand, as users write theirs.
+Run for each release with a schema of its own, before its tag: the journal is made by the real bridge from real
+callbacks. The settings file beside it, `config.yaml`, is written by hand before, as users write theirs; what it means
+to this version is kept, too.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import sys
 import tempfile
 from pathlib import Path
 
 from bridge import __version__
+from bridge.config import Settings, leaves, load
 from tests.system.support import Bridge
 
-FOLDER = Path(__file__).parent / __version__
+FOLDER = Path(__file__).parent / (sys.argv[1:] or [__version__])[0]
 
 
 def make(journal: Path) -> None:
@@ -33,7 +38,19 @@ def make(journal: Path) -> None:
             bridge.__exit__()
 
 
+def means(file: Path) -> dict[str, str]:
+    """Every setting that a file names, as this version understands it."""
+    loaded = load(file, environ={})
+    return {
+        name: str(functools.reduce(getattr, name.split("."), loaded.settings))
+        for name in map(".".join, (key for key, _ in leaves(Settings)))
+        if name in loaded.origins
+    }
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
+    meaning = json.dumps(means(FOLDER / "config.yaml"), indent=2, sort_keys=True)
+    (FOLDER / "means.json").write_text(meaning + "\n")
     make(FOLDER / "journal.db")
     print(FOLDER / "journal.db", (FOLDER / "journal.db").stat().st_size, "bytes")

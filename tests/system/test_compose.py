@@ -1,0 +1,126 @@
+"""compose.yaml, as far as it goes without Docker: its broker's script, configuration and ACL, and its environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+import yaml
+from paho.mqtt.enums import CallbackAPIVersion
+
+from tests.system.conftest import MakeBridge
+from tests.system.support import Program, Subscriber, clean_environment, free_port, program
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+BRIDGE, BROKER = COMPOSE["services"]["whatsapp2mqtt"], COMPOSE["services"]["mosquitto"]
+
+
+class House:
+    """A folder in the place of the containers' folders, and a port in the place of 1883."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.secrets = {name: secrets.token_urlsafe(24) for name in COMPOSE["secrets"]}
+        for name, value in self.secrets.items():
+            file = folder / "secrets" / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(f"{value}\n")
+        for place in ("run/mosquitto", "data"):
+            (folder / place).mkdir(parents=True)
+        for one in BROKER["configs"]:
+            text = COMPOSE["configs"][one["source"]]["content"]
+            # Mosquitto gives up root for a user that has no rights in this folder; in the container it has no root.
+            more = "user root\n" if os.geteuid() == 0 and one["source"] == "mosquitto" else ""
+            Path(self.here(one["target"])).write_text(self.here(text) + more)
+
+    def here(self, text: str) -> str:
+        """Places of the containers, here."""
+        for there, place in (
+            ("/run/secrets", "secrets"),
+            ("/mosquitto/data", "data"),
+            ("/run/mosquitto", "run/mosquitto"),
+        ):
+            text = text.replace(there, str(self.folder / place))
+        return re.sub(r"\b1883\b", str(self.port), text).replace("mosquitto:", "127.0.0.1:").replace("$$", "$")
+
+    def client(self, username: str | None, password: str | None) -> Subscriber:
+        return Subscriber(self.port, "#", username, password)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """With the broker running, as compose.yaml starts it."""
+    broker = program("mosquitto")
+    house = House(tmp_path)
+    shell, option, script = BROKER["command"]
+    environment = clean_environment(tmp_path)
+    environment["PATH"] = f"{Path(broker).parent}:{environment['PATH']}"
+    with Program([shell, option, house.here(script)], tmp_path, environment) as running:
+        running.wait_said(" running")
+        yield house
+
+
+def settings(house: House) -> dict[str, str]:
+    """What compose.yaml tells the bridge."""
+    prefix = "WHATSAPP2MQTT_"
+    return {name.removeprefix(prefix).lower(): house.here(value) for name, value in BRIDGE["environment"].items()}
+
+
+def test_a_click_gets_to_home_assistant_and_each_may_do_only_what_it_must(
+    house: House, make_bridge: MakeBridge
+) -> None:
+    """Copied as it is, it must run; and whoever gets at Home Assistant's password must not be able to forge a click."""
+    bridge = make_bridge(**settings(house)).start()
+    token = house.secrets["path_token"]
+    with house.client("homeassistant", house.secrets["homeassistant_password"]) as subscriber:
+        assert bridge.post({"statuses": [{"id": "m1", "status": "sent"}]}, f"/webhook/{token}").status == 200
+        subscriber.wait("whatsapp/m1/status")
+        subscriber.wait_until(lambda heard: any(one.topic.startswith("homeassistant/") for one in heard))
+        # Denied is what is published nowhere: the broker acknowledges it all the same under MQTT 3.1.1.
+        client = paho.Client(CallbackAPIVersion.VERSION2)
+        client.username_pw_set("homeassistant", house.secrets["homeassistant_password"])
+        client.connect("127.0.0.1", house.port)
+        client.loop_start()
+        while not client.is_connected():
+            time.sleep(0.01)
+        client.publish("whatsapp/event/button/open_gate", "{}", qos=1).wait_for_publish(10)
+        client.publish("homeassistant/status", "online", qos=1).wait_for_publish(10)
+        subscriber.wait("homeassistant/status")
+        client.disconnect()
+        client.loop_stop()
+        assert not subscriber.on("whatsapp/event/button/open_gate")
+
+
+@pytest.mark.parametrize("password", [None, "a-wrong-password"])
+def test_who_has_no_password_is_let_in_nowhere(house: House, password: str | None) -> None:
+    """Port 1883 is open to the home network."""
+    refused: list[bool] = []
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.username_pw_set("homeassistant" if password else None, password)
+    client.on_connect = lambda _, __, ___, code, ____: refused.append(code.is_failure)
+    client.connect("127.0.0.1", house.port)
+    while not refused:
+        client.loop(1)
+    client.disconnect()
+    assert refused == [True]
+
+
+def test_both_containers_are_as_hard_as_they_can_be() -> None:
+    """A line that is lost here is seen by nobody."""
+    for service in (BRIDGE, BROKER):
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges"]
+    assert BRIDGE["ports"] == ["127.0.0.1:8080:8080"]
+    assert BRIDGE["volumes"] == ["state:/data"]
+    used = {*BRIDGE["secrets"], *BROKER["secrets"]}
+    assert used == set(COMPOSE["secrets"])
