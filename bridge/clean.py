@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from bridge import homeassistant, topics
 from bridge.config import Settings
 from bridge.homeassistant import Plan
-from bridge.journal.sqlite import SqliteJournal
+from bridge.journal import Household
 from bridge.mqtt import Connection, ConnectionEndedError
 
 #: Seconds without another retained message after which the broker has given all of them.
@@ -58,7 +58,7 @@ class Findings:
         return (*self.discovery, *self.updates, *self.bridge)
 
 
-def find(settings: Settings, plan: Plan, journal: SqliteJournal | None) -> Findings:
+def find(settings: Settings, plan: Plan, journal: Household | None) -> Findings:
     """Look in the journal, if there is one, and on the broker for what is ours.
 
     Not every broker shows all that it retains (RabbitMQ nothing by wildcard, mosquitto no more than a queue takes), so

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 #: Before this, a clock is certainly wrong: this program did not exist (2026-01-01T00:00:00Z).
 FIRST_RELEASE = 1_767_225_600
@@ -20,6 +21,14 @@ PROOF = 60.0
 def uptime() -> float:
     """Seconds since boot, suspension included; no clock change moves it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """What tells this boot from another; empty where the kernel does not say (then no boot is like another)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 class Clock:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import yaml
 from voluptuous import Invalid, MultipleInvalid, Optional, Schema
@@ -436,14 +436,66 @@ def web_address(value: object) -> str:
     return found
 
 
-def journal_url(value: object) -> Path | None:
-    """The journal's file; None stands for `journal.db` in the state directory."""
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A PostgreSQL database.
+
+    Attributes:
+        url: As libpq takes it: what stands behind `?` (sslmode, sslrootcert, target_session_attrs, ...) is passed on.
+        password: If it does not stand in the url.
+        schema: Where the journal's tables are.
+    """
+
+    url: str = field(repr=False)
+    password: str | None = field(default=None, repr=False)
+    schema: str = "whatsapp2mqtt"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names or addresses of its servers; folders of sockets begin with a slash; none: this machine's socket."""
+        parts = urlsplit(self.url)
+        servers = parts.netloc.rpartition("@")[2]
+        found = [re.sub(r":\d*$", "", server).strip("[]") for server in servers.split(",")] if servers else []
+        found += ",".join(parse_qs(parts.query).get("host", [])).split(",")
+        return tuple(unquote(host) for host in found if host)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What stands behind `?`."""
+        return {name: values[-1] for name, values in parse_qs(urlsplit(self.url).query).items()}
+
+    def __str__(self) -> str:
+        """Without user, password and parameters."""
+        parts = urlsplit(self.url)
+        return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def hide_passwords(written: object) -> object:
+    """A database's address as it was written, its passwords hidden."""
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", rf"\1{HIDDEN}", str(hide_password(written)))
+
+
+def journal_url(value: object) -> Path | Database | None:
+    """The journal's file or database; None stands for `journal.db` in the state directory."""
     written = text(value)
     if written == "sqlite":
         return None
+    if written.startswith(("postgresql://", "postgres://")):
+        try:
+            parts = urlsplit(written)
+        except ValueError:
+            parts = None
+        if parts is None or not written.isprintable() or " " in written:
+            raise Invalid("is no database; write e.g. postgresql://user@host:5432/whatsapp2mqtt")
+        if not parts.path.strip("/"):
+            raise Invalid("names no database; write e.g. postgresql://user@host:5432/whatsapp2mqtt")
+        return Database(written)
     match = re.fullmatch(r"sqlite://(/[^\0]+)", written)
     if not match:
-        raise Invalid("is no journal; write sqlite (a file in the state directory) or sqlite:///path/of/journal.db")
+        raise Invalid(
+            "is no journal; write sqlite (a file in the state directory), sqlite:///path/of/journal.db, "
+            "or postgresql://user@host/database"
+        )
     return Path(match[1].replace("//", "/"))
 
 
@@ -672,12 +724,20 @@ class HomeAssistant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
-    url: Path | None = setting(
-        "sqlite", journal_url, "sqlite: journal.db in the state directory; or sqlite:///path/of/journal.db."
+    url: Path | Database | None = setting(
+        "sqlite",
+        journal_url,
+        "sqlite: journal.db in the state directory; sqlite:///path/of/journal.db; or postgresql://user@host/database.",
+        show=hide_passwords,
+    )
+    password: str | None = setting(
+        None, text_or_none, "The database's password, if it does not stand in the url.", show=hidden
     )
     keep: float = setting("30d", duration, "How long what was published is kept, e.g. to know a duplicate again.")
     max_size: int = setting(
-        "1GiB", size, "The file's largest size; before it is reached, the oldest of what was published goes."
+        "1GiB",
+        size,
+        "The largest size of file or tables; before it is reached, the oldest of what was published goes.",
     )
     dead_letters_keep: float = setting("30d", duration, "How long a dead letter is kept.")
     dead_letters_max: int = setting(
@@ -735,7 +795,19 @@ class Settings:
 
     @property
     def journal_path(self) -> Path:
-        return self.journal.url or state_directory() / "journal.db"
+        """The journal's file; where it is a database, what stands beside the file still has its name and place."""
+        return self.journal.url if isinstance(self.journal.url, Path) else state_directory() / "journal.db"
+
+    @property
+    def database(self) -> Database | None:
+        """The journal's database, with its password from wherever it was set; None: it is a file."""
+        url = self.journal.url
+        return dataclasses.replace(url, password=self.journal.password) if isinstance(url, Database) else None
+
+    @property
+    def journal_place(self) -> Path | Database:
+        """Where the journal is, to be shown: no password is in its text."""
+        return self.database or self.journal_path
 
     @property
     def client_id(self) -> str:
@@ -1072,6 +1144,17 @@ def _contradictions(settings: Settings) -> Iterator[str]:
                 f"mqtt.url: the password would go to {broker.host} unencrypted; "
                 "use mqtts:// (or wss://), or say mqtt.allow_password_in_the_clear: true"
             )
+    database = settings.database
+    if database is not None and "sslmode" not in database.parameters:
+        for host in database.hosts:
+            if not host.startswith("/") and not is_loopback(host):
+                yield (
+                    f"journal.url: what is stored would go to {host} as that server likes it; add ?sslmode=verify-full "
+                    "(with sslrootcert=/path/ca.pem), or ?sslmode=disable to say that the network between is your own"
+                )
+                break
+    if settings.journal.password is not None and database is None:
+        yield "journal.password: is for postgresql:// only; leave it out"
     admin = settings.admin
     if admin.listen and not admin.listen.is_loopback and not admin.password and not admin.trusted_proxies:
         yield (

@@ -13,23 +13,18 @@ import orjson
 from bridge import payload
 from bridge.clicks import Allowed
 from bridge.config import Settings
-from bridge.journal import Buried, Callback
-from bridge.journal.sqlite import SqliteJournal
+from bridge.journal import Buried, Callback, Household
+from bridge.journal.engine import engine_of
 from bridge.logs import printable
-from bridge.model import Kind, iso_utc
+from bridge.model import iso_utc
 from bridge.secret import veil_of
 from bridge.topics import entry
 from bridge.wakeup import Finger
 
 
-def journal_of(settings: Settings) -> SqliteJournal:
-    """A connection to the journal that the bridge with these settings uses."""
-    lifetimes = {Kind.STATUS: settings.retain.status, Kind.BUTTON: settings.retain.button}
-    return SqliteJournal(
-        settings.journal_path,
-        never_retained=frozenset(kind for kind, lifetime in lifetimes.items() if not lifetime),
-        max_size=settings.journal.max_size,
-    )
+def journal_of(settings: Settings) -> Household:
+    """A hold on the journal that the bridge with these settings uses."""
+    return engine_of(settings).journal()
 
 
 def listed(letters: list[Buried]) -> Iterator[str]:
@@ -51,7 +46,7 @@ def shown(letter: Buried) -> str:
     )
 
 
-def replay(settings: Settings, journal: SqliteJournal, letter: Buried) -> tuple[bool, str]:
+def replay(settings: Settings, journal: Household, letter: Buried) -> tuple[bool, str]:
     """Try a dead letter again by the way that everything takes; it is dropped only if that worked.
 
     A body or an entry is parsed and stored as if it had just come, a publication is published again with its old

@@ -24,9 +24,9 @@ from bridge import homeassistant
 from bridge.clock import Clock
 from bridge.config import Journal as JournalSettings
 from bridge.config import Retain
-from bridge.journal import BrokenStorageError, NotStoredError, Tally
+from bridge.journal import BrokenStorageError, Household, NotStoredError, Statistics, Tally, UnreachableError, Usage
 from bridge.journal.care import ballast, drop_old_versions
-from bridge.journal.sqlite import RESERVE, SqliteJournal
+from bridge.journal.sqlite import RESERVE
 from bridge.model import Kind, iso_utc
 
 log = structlog.get_logger()
@@ -66,7 +66,7 @@ class Keeper:
     Args:
         retain, limits: The settings.
         journal: Opened by and for the thread that calls `run`.
-        path: The journal's file.
+        path: The journal's file; None: it is in a database, whose disk is not ours to look after.
         clock: Wall clock and time since boot.
         is_connected: Whether the publisher reaches the broker.
         announce: Hands a health report to the publisher.
@@ -78,8 +78,8 @@ class Keeper:
         self,
         retain: Retain,
         limits: JournalSettings,
-        journal: SqliteJournal,
-        path: Path,
+        journal: Household,
+        path: Path | None,
         clock: Clock,
         *,
         is_connected: Callable[[], bool],
@@ -97,7 +97,7 @@ class Keeper:
         self._announce = announce
         self._mark_made = mark_made
         self._alarms = alarms
-        self._ballast = ballast(path)
+        self._ballast = ballast(path) if path is not None else None
         self._full = limits.max_size - max(int(limits.max_size * ROOM_SHARE), ROOM)
         self._hurries = False
         self._stopping = threading.Event()
@@ -109,6 +109,7 @@ class Keeper:
         self._reported_at = 0.0
         self._trouble = ""
         self._tally = Tally()
+        self._measured = Statistics(0, 0.0, 0, 0), Usage(0, 0, 0)
         self.report = b""  # the newest health report, also between those that are published
 
     def run(self) -> None:
@@ -175,7 +176,7 @@ class Keeper:
             most=self._limits.dead_letters_max,
             received_before=self._clock.wall() - self._limits.dead_letters_keep if self._clock.is_trusted() else 0.0,
         )
-        if self._clock.is_trusted():
+        if self._clock.is_trusted() and self._path is not None:
             drop_old_versions(self._path, self._clock.wall() - self._limits.keep)
         longest = max(self._limits.keep, *self._lifetimes.values())
         journal.forget_ticks(elapsed - longest)
@@ -203,8 +204,9 @@ class Keeper:
 
     def _look_at_disk(self) -> None:
         """Hold room while there is plenty; give it up, and prune, when the disk is full."""
-        disk = os.statvfs(self._path.parent)
-        free = disk.f_bavail * disk.f_frsize
+        free = self._free()
+        if self._ballast is None or free is None:
+            return
         if free >= RESERVE:
             self._ballast.hold()
             return
@@ -213,6 +215,13 @@ class Keeper:
             self._ballast.give_up()
         self._journal.prune(self._journal.settled(), SLICE)
         self._journal.checkpoint()
+
+    def _free(self) -> int | None:
+        """Bytes on the journal's disk; None: it is not ours to look after."""
+        if self._path is None:
+            return None
+        disk = os.statvfs(self._path.parent)
+        return disk.f_bavail * disk.f_frsize
 
     # --- health --------------------------------------------------------------------------------------------------
 
@@ -232,14 +241,13 @@ class Keeper:
 
     def _health(self) -> Report:
         wall = self._clock.wall()
-        statistics = self._journal.statistics(wall)
-        usage = self._journal.usage()
+        statistics, usage = self._measure(wall)
         tally = self._tallied(wall)
         failed = homeassistant.failure(orjson.loads(tally.failed)) if tally.failed else None
-        disk = os.statvfs(self._path.parent)
+        free = self._free()
         connected = self._is_connected()
         alarms = [*self._alarms, *([self._trouble] if self._trouble else [])]
-        if disk.f_bavail * disk.f_frsize < RESERVE:
+        if free is not None and free < RESERVE:
             alarms.append("the disk is full")
         if usage.used > self._full and not self._hurries:
             alarms.append("the journal is nearly as large as journal.max_size allows, and holds nothing that may go")
@@ -265,6 +273,14 @@ class Keeper:
         )
         essence = (connected, tuple(alarms), statistics.dead_letters, tally.failed)
         return Report(payload, essence, (tally, statistics.backlog))
+
+    def _measure(self, wall: float) -> tuple[Statistics, Usage]:
+        """The counts and sizes; while the journal cannot be reached, those before."""
+        try:
+            self._measured = self._journal.statistics(wall), self._journal.usage()
+        except UnreachableError as error:
+            self._trouble = str(error)
+        return self._measured
 
     def _tallied(self, wall: float) -> Tally:
         """The counts of statuses; while the journal cannot take them down, those before."""

@@ -34,7 +34,16 @@ from bridge.config import BrokerUrl, Tls
 from bridge.discovery import Discovery
 from bridge.failover import Failover
 from bridge.homeassistant import FEEDS, feed_document
-from bridge.journal import BrokenStorageError, BusyError, DeadLetter, Journal, NotStoredError, Retained, Stored
+from bridge.journal import (
+    BrokenStorageError,
+    BusyError,
+    DeadLetter,
+    Journal,
+    NotStoredError,
+    Retained,
+    Stored,
+    UnreachableError,
+)
 from bridge.model import Kind, iso_utc
 from bridge.mqtt import HOLDING_CODES, Ack, Connection, ConnectionEndedError
 from bridge.observer import Observer
@@ -78,6 +87,8 @@ PACED_MOST = 5_000
 LARGEST_HEARD = 65_536
 #: Answers to requests that wait to be sent; more are dropped.
 ANSWERS = 20
+#: Seconds until a journal that could not be reached is read again.
+READ_AGAIN = 1.0
 #: The publisher also looks into the journal by itself this often, should a ring be lost, in seconds.
 POLL = 1.0
 
@@ -253,6 +264,8 @@ class Publisher:
         self._settled = 0
         self._fetched = 0
         self._exhausted = False
+        self._unread = ""  # why the journal could not be read last,
+        self._read_at = 0.0  # and when it is tried again
         self._noted = 0  # what the journal knows to be settled
         self._noted_at = 0.0
         self._late: set[int] = set()
@@ -284,7 +297,13 @@ class Publisher:
 
     def run(self) -> None:
         """Publish until `stop`; then let what is in flight end, and say goodbye to the broker."""
-        self.start()
+        while not self._stopping.is_set():
+            try:
+                self.start()
+                break
+            except UnreachableError as error:
+                self._await_journal(error)
+                self._wait()
         while not self._stopping.is_set():
             if not self.step():
                 self._wait()
@@ -363,7 +382,18 @@ class Publisher:
             except ConnectionEndedError as error:
                 self._lose(error)
                 return True
+            except UnreachableError as error:
+                self._await_journal(error)
+                did = False
         return self._settle() or did
+
+    def _await_journal(self, error: UnreachableError) -> None:
+        """Nothing can be read: what is in flight goes on, and after a pause it is tried again."""
+        self._is_clearing = True
+        self._read_at = self._monotonic() + READ_AGAIN
+        if self._unread != str(error):
+            log.warning("the journal cannot be read; it is tried again", why=str(error))
+            self._unread = str(error)
 
     def _talk(self) -> bool:
         """Hear the broker, and tell it what is due; whether anything was said."""
@@ -646,10 +676,11 @@ class Publisher:
                 self._send(Flight(self._full(topic), payload, retain=False, answers=True))
             elif self._waiting:
                 self._send(self._waiting.popleft())
+            elif self._reports:
+                # Before the journal is read: that it cannot be is what a report may have to say.
+                self._send(Flight(self._full(topics.BRIDGE_HEALTH), self._reports.popleft(), retain=True))
             elif self._release() or (self._may_fetch and self._fetch()):
                 pass
-            elif self._reports:
-                self._send(Flight(self._full(topics.BRIDGE_HEALTH), self._reports.popleft(), retain=True))
             elif not self._restore_more() and not self._clear_more():
                 break
             did = True
@@ -662,10 +693,17 @@ class Publisher:
 
     @property
     def _may_fetch(self) -> bool:
-        return not self._stopping.is_set() and not self._exhausted and len(self._paced) < PACED_MOST
+        may = not self._stopping.is_set() and not self._exhausted and len(self._paced) < PACED_MOST
+        return may and self._may_read
+
+    @property
+    def _may_read(self) -> bool:
+        """Not for a moment after the journal could not be reached: all else goes on meanwhile."""
+        return not self._unread or self._monotonic() >= self._read_at
 
     def _fetch(self) -> bool:
         updates = self._journal.pending(self._fetched, FETCH)
+        self._unread = ""
         if not updates:
             self._exhausted = True
             return False
@@ -843,7 +881,7 @@ class Publisher:
 
     def _restore_more(self) -> bool:
         """Publish the next topics of the ledger that the broker may have forgotten; whether there were any."""
-        if self._restore is None:
+        if self._restore is None or not self._may_read:
             return False
         room = self._room() - len(self._flights)
         rows = self._journal.retained(self._restore, self._restore_upto, room)
@@ -865,7 +903,7 @@ class Publisher:
 
     def _clear_more(self) -> bool:
         """Take the next expired topics off the broker; whether there were any."""
-        if not self._is_clearing or self._stopping.is_set():
+        if not self._is_clearing or self._stopping.is_set() or not self._may_read:
             return False
         under_way = {flight.clears for flight in self._flights.values() if flight.clears}
         if under_way or self._cleared:

@@ -30,9 +30,9 @@ from bridge import logs, payload
 from bridge.auth import Gate, Verdict, Visitor, is_one_of
 from bridge.clicks import Allowed
 from bridge.config import Buttons, Log, Webhook
-from bridge.journal import BrokenStorageError, Callback, DeadLetter, NotStoredError, Outcome
+from bridge.journal import BrokenStorageError, Callback, DeadLetter, Household, NotStoredError, Outcome
 from bridge.journal.commit import GroupCommit
-from bridge.journal.sqlite import SqliteJournal
+from bridge.journal.engine import Engine
 from bridge.meter import Meter, Meters
 from bridge.model import Kind, Update
 from bridge.privacy import Veil
@@ -54,11 +54,9 @@ class ReceiverSettings:
     """All that a receiver needs to know; no MQTT credentials among it."""
 
     webhook: Webhook
-    journal: Path
+    journal: Engine
     doorbell: Path
     encode_dots: bool
-    never_retained: frozenset[Kind]
-    max_size: int
     log: Log
     buttons: Buttons | None = None
     veil: Veil | None = None
@@ -79,8 +77,7 @@ def load(settings: ReceiverSettings, parent: int) -> Callable[..., Any]:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     logs.configure(settings.log.level, settings.log.format)
     finger = Finger(settings.doorbell)
-    journal = SqliteJournal(settings.journal, never_retained=settings.never_retained, max_size=settings.max_size)
-    commit = _start_committer(journal, finger.ring)
+    commit = _start_committer(settings.journal.journal(), finger.ring)
     meter = settings.meters.claim() if settings.meters is not None else Meter()
     _follow_log_level(meter)
     veil = settings.veil
@@ -110,7 +107,7 @@ def _follow_log_level(meter: Meter) -> None:
     threading.Thread(target=follow, name="log level", daemon=True).start()
 
 
-def _start_committer(journal: SqliteJournal, stored: Callable[[], None]) -> GroupCommit:
+def _start_committer(journal: Household, stored: Callable[[], None]) -> GroupCommit:
     """A thread that stores what requests hand over; its end is the end of the process."""
     ready = threading.Event()
     made: list[GroupCommit] = []

@@ -38,8 +38,7 @@ from bridge.deeds import deeds_of
 from bridge.discovery import Discovery
 from bridge.homeassistant import Plan
 from bridge.journal import JournalError, NotStoredError
-from bridge.journal.care import prepare
-from bridge.journal.sqlite import SqliteJournal
+from bridge.journal.engine import Engine, engine_of
 from bridge.keeper import Keeper
 from bridge.loglevel import LogLevel, hold_signals
 from bridge.meter import Meters
@@ -100,9 +99,10 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
             _check_free(settings.webhook.listen, "webhook.listen")
         if program is not None:
             _check_broker_free(settings.mqtt.embedded.listen)
-        alarm = prepare(settings.journal_path)
+        engine = engine_of(settings)
+        alarm = engine.prepare()
         veil = veil_of(settings, make=True)
-        return _Bridge(loaded, program, on_ready, alarm, listener, veil).serve()
+        return _Bridge(loaded, engine, program, on_ready, alarm, listener, veil).serve()
 
 
 class _Server(MPServer):
@@ -151,6 +151,7 @@ class _Bridge:
     def __init__(
         self,
         loaded: Loaded,
+        engine: Engine,
         program: Path | None,
         on_ready: Callable[[Ready], None] | None,
         alarm: str | None,
@@ -158,6 +159,7 @@ class _Bridge:
         veil: Veil | None,
     ) -> None:
         self._settings = settings = loaded.settings
+        self._engine = engine
         self._veil = veil
         self._on_ready = on_ready
         self._listener = listener
@@ -166,7 +168,8 @@ class _Bridge:
         self._stopping = threading.Event()
         self._bell_path = settings.journal_path.with_suffix(".bell")
         self._doorbell = Doorbell(self._bell_path)
-        self._journal = SqliteJournal(settings.journal_path, durable=False)
+        self._presence = engine.presence(self._doorbell.ring)
+        self._journal = engine.journal(durable=False)
         self._publisher = Publisher(
             _publisher_settings(settings),
             self._journal,
@@ -174,12 +177,12 @@ class _Bridge:
             Clock(),
             discovery=Discovery(plan(settings), self._journal),
         )
-        self._kept = SqliteJournal(settings.journal_path, durable=False)
+        self._kept = engine.journal(durable=False)
         self._keeper = Keeper(
             settings.retain,
             settings.journal,
             self._kept,
-            settings.journal_path,
+            settings.journal_path if settings.database is None else None,
             Clock(),
             is_connected=lambda: self._publisher.connected,
             announce=self._publisher.announce,
@@ -196,7 +199,7 @@ class _Bridge:
         self._server = self._granian()
 
     def serve(self) -> int:
-        with self._doorbell:
+        with self._doorbell, self._presence or contextlib.nullcontext():
             try:
                 self._server.serve(target_loader=self._receiver, wrap_loader=False)
             except SystemExit as ended:  # granian's word for receivers that die again and again
@@ -243,11 +246,9 @@ class _Bridge:
     def _receiver(self) -> Callable[..., Callable[..., Any]]:
         settings = receiver.ReceiverSettings(
             webhook=self._settings.webhook,
-            journal=self._settings.journal_path,
+            journal=self._engine,
             doorbell=self._bell_path,
             encode_dots=self._settings.mqtt.encode_dots,
-            never_retained=never_retained(self._settings),
-            max_size=self._settings.journal.max_size,
             log=self._settings.log,
             buttons=self._settings.buttons,
             veil=self._veil,
@@ -287,13 +288,14 @@ class _Bridge:
         # Only now: who has it off need not carry its libraries.
         from bridge.admin.listener import Listener
         from bridge.admin.status import Sources
-        from bridge.journal.browse import BrowsableJournal
 
-        journal = BrowsableJournal(
-            settings.journal_path, never_retained=never_retained(settings), max_size=settings.journal.max_size
-        )
         sources = Sources(
-            loaded, self._publisher, self._keeper, self._meters, journal, lambda: self._server.is_draining
+            loaded,
+            self._publisher,
+            self._keeper,
+            self._meters,
+            self._engine.browsable(),
+            lambda: self._server.is_draining,
         )
         return Listener(listen, sources, settings.journal_path.with_suffix(".admin"))
 
@@ -305,7 +307,7 @@ class _Bridge:
             version=__version__,
             webhook=f"http://{self._settings.webhook.listen}{self._settings.webhook.path}",
             broker=", ".join(map(str, self._settings.brokers)) + (" (embedded)" if self._broker is not None else ""),
-            journal=str(self._settings.journal_path),
+            journal=str(self._settings.journal_place),
             page=self._page.url if self._page is not None else None,
         )
         if self._broker is not None:
@@ -314,6 +316,8 @@ class _Bridge:
         self._thread("keeper", self._keep)
         self._thread("requests", self._requests.run)
         self._thread("log level", self._log_level.run)
+        if self._presence is not None:
+            self._thread("presence", self._presence.run)
         if self._page is not None:
             self._thread("page", self._page.run)
         self._thread("heartbeat", self._beat)
@@ -356,9 +360,11 @@ class _Bridge:
         self._keeper.stop()
         self._publisher.stop()
         self._requests.stop()
+        if self._presence is not None:
+            self._presence.stop()
         if self._page is not None:
             self._page.stop()
-        for name in ("keeper", "publisher", "page"):
+        for name in ("keeper", "publisher", "presence", "page"):
             if name in self._threads:
                 self._threads[name].join(PUBLISHER_PATIENCE)
         if self._broker is not None:
@@ -387,11 +393,6 @@ class _Bridge:
 
 def _lifetimes(settings: Settings) -> dict[Kind, float]:
     return {Kind.STATUS: settings.retain.status, Kind.BUTTON: settings.retain.button}
-
-
-def never_retained(settings: Settings) -> frozenset[Kind]:
-    """Kinds whose topics are published without being retained."""
-    return frozenset(kind for kind, lifetime in _lifetimes(settings).items() if not lifetime)
 
 
 def _publisher_settings(settings: Settings) -> PublisherSettings:

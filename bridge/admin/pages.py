@@ -28,7 +28,7 @@ from bridge.admin.status import Light, Sources, Status, Watch
 from bridge.admin.traces import Trace, Tracer
 from bridge.check import report
 from bridge.config import Button
-from bridge.journal.browse import Found, Kept
+from bridge.journal import Found, Kept
 from bridge.meter import SECONDS as ANSWER_SECONDS
 from bridge.model import Kind
 from bridge.observer import SECONDS as DELIVERY_SECONDS

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bridge.journal.browse import BrowsableJournal
+from bridge.journal import Browsable
 
 MINUTES = 60
 
@@ -42,7 +42,7 @@ class Rates:
         now: Epoch seconds.
     """
 
-    def __init__(self, journal: BrowsableJournal, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, journal: Browsable, now: Callable[[], float] = time.time) -> None:
         self._journal = journal
         self._now = now
         self._lock = threading.Lock()

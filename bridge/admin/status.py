@@ -14,8 +14,7 @@ import orjson
 from bridge import __version__
 from bridge.broker import accepts
 from bridge.config import Loaded, Settings
-from bridge.journal import JournalError, NotStoredError
-from bridge.journal.browse import BrowsableJournal
+from bridge.journal import Browsable, JournalError, NotStoredError, UnreachableError
 from bridge.keeper import Keeper
 from bridge.meter import Meters
 from bridge.model import iso_utc
@@ -50,7 +49,7 @@ class Sources:
     publisher: Publisher
     keeper: Keeper
     meters: Meters
-    journal: BrowsableJournal
+    journal: Browsable
     is_draining: Callable[[], bool] = lambda: False
 
     @property
@@ -115,7 +114,7 @@ class Watch:
         counted = sources.meters.read()
         health = orjson.loads(sources.keeper.report) if sources.keeper.report else {}
         alarms = tuple(health.get("alarms", ()))
-        stored, clicked = sources.journal.latest()
+        stored, clicked = self._latest()
         last = max(filter(None, (stored, counted.last)), default=None)
         lamps = (self._webhook_lamp(counted.answers, last), self._journal_lamp(health), self._broker_lamp())
         return Status(lamps, alarms, health, last, clicked, counted.answers)
@@ -132,7 +131,7 @@ class Watch:
                 "last_click": _iso(status.last_click),
                 "answers": {str(code): count for code, count in status.answers.items() if count},
             },
-            {"path": str(settings.journal_path)},
+            {"path": str(settings.journal_place)},
             {
                 "url": str(self._sources.publisher.broker),
                 "embedded": settings.mqtt.is_embedded,
@@ -157,6 +156,12 @@ class Watch:
             "alarms": list(status.alarms),
             "health": status.health,
         }
+
+    def _latest(self) -> tuple[float | None, float | None]:
+        try:
+            return self._sources.journal.latest()
+        except UnreachableError:  # the journal's lamp says why
+            return None, None
 
     # --- the lamps ---------------------------------------------------------------------------------------------
 

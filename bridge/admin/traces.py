@@ -11,7 +11,7 @@ import orjson
 
 from bridge.admin.mask import Mask
 from bridge.homeassistant import FEEDS
-from bridge.journal.browse import Kept
+from bridge.journal import Kept
 from bridge.model import Kind
 from bridge.observer import Published
 from bridge.tap import Shown

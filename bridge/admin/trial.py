@@ -7,15 +7,14 @@ import secrets
 import time
 
 from bridge.config import Settings
-from bridge.journal import Callback
-from bridge.journal.sqlite import SqliteJournal
+from bridge.journal import Callback, Journal
 from bridge.model import ButtonClick
 from bridge.secret import veil_of
 from bridge.topics import entry
 from bridge.wakeup import Finger
 
 
-def click(settings: Settings, journal: SqliteJournal, *, payload: str, text: str | None, sender: str | None) -> None:
+def click(settings: Settings, journal: Journal, *, payload: str, text: str | None, sender: str | None) -> None:
     """Have a button clicked; on disk when this returns. Automations on it fire, as its JSON differs by `test` alone.
 
     Args:

@@ -10,6 +10,9 @@ import click
 
 from bridge.cli.common import EXIT_FAILED, EXIT_SETTINGS, config_option, explained, fail, load
 
+PG_DUMP = "e.g. `pg_dump --format=custom --schema=whatsapp2mqtt --file=FILE DATABASE`, or a backup of the whole server"
+PG_RESTORE = "stop all bridges, then `pg_restore --clean --if-exists --dbname=DATABASE FILE`"
+
 
 @click.command()
 @config_option
@@ -19,7 +22,10 @@ def backup(config: Path | None, file: Path) -> None:
     with explained():
         from bridge.journal import care
 
-        written = care.backup(load(config).settings.journal_path, file)
+        settings = load(config).settings
+        if settings.database is not None:
+            fail(f"{settings.database} is copied with PostgreSQL's own means; {PG_DUMP}", EXIT_SETTINGS)
+        written = care.backup(settings.journal_path, file)
         click.echo(f"{file}: {written} bytes")
 
 
@@ -35,7 +41,10 @@ def restore(config: Path | None, file: Path) -> None:
         from bridge import service
         from bridge.journal import care
 
-        path = load(config).settings.journal_path
+        settings = load(config).settings
+        if settings.database is not None:
+            fail(f"{settings.database} is restored with PostgreSQL's own means; {PG_RESTORE}", EXIT_SETTINGS)
+        path = settings.journal_path
         try:
             with service.alone(path):
                 aside = care.restore(file, path)
@@ -57,11 +66,18 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
         from bridge import service
         from bridge.clean import CleanError, find, remove, stands
         from bridge.dead_letters import journal_of
+        from bridge.journal.engine import engine_of
 
         settings = load(config).settings
         try:
-            with service.alone(settings.journal_path), service.broker_for(settings), contextlib.ExitStack() as stack:
-                known = settings.journal_path.exists()
+            presence = engine_of(settings).presence(lambda: None) or contextlib.nullcontext()
+            with (
+                service.alone(settings.journal_path),
+                presence,
+                service.broker_for(settings),
+                contextlib.ExitStack() as stack,
+            ):
+                known = settings.database is not None or settings.journal_path.exists()
                 journal = stack.enter_context(journal_of(settings)) if known else None
                 found = find(settings, service.plan(settings), journal)
                 if each:

@@ -53,7 +53,7 @@ def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
   whatsapp2mqtt {__version__} is ready.
     webhook  http://{ready.webhook}{path}
     broker   {ready.broker}{" (embedded)" if settings.mqtt.is_embedded else ""}
-    journal  {settings.journal_path}
+    journal  {settings.journal_place}
     page     {ready.page or "off"}
 
   Try it, in a second terminal{f", with the same {ENV_PREFIX} variables" if by_environment else ""}:

@@ -1,6 +1,7 @@
 """The journal: what every accepted callback is written to before it is answered, and published from.
 
-This module is the seam: the words, the protocol and the errors. `sqlite.py` keeps the promises on one machine.
+This module is the seam: the words, the protocols and the errors. `sqlite.py` keeps the promises on one machine,
+`postgresql.py` on a database that several bridges share; `engine.py` says which of them the settings ask for.
 
 Words:
     append   Store the updates of callbacks; they are on disk when it returns.
@@ -11,12 +12,17 @@ Words:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, Self
 
+from bridge.clock import Clock
 from bridge.model import Kind
 from bridge.topics import Entry
+
+#: Seconds that one search takes at most.
+SEARCHING = 0.5
 
 
 class JournalError(Exception):
@@ -36,6 +42,13 @@ class BrokenStorageError(NotStoredError):
 
     After an fsync that failed, the kernel may have dropped the pages it could not write and call the next fsync a
     success; so it is never repeated in place.
+    """
+
+
+class UnreachableError(NotStoredError, JournalError):
+    """The database cannot be reached just now, so that nothing is read either; it may be there again any moment.
+
+    What was being stored may have been stored all the same: the sender's next try is then a duplicate.
     """
 
 
@@ -72,7 +85,7 @@ class Buried:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes: of the file, of what is in use in it, and of its write-ahead log."""
+    """Bytes: of the file or the tables, of what is in use in it, and of its write-ahead log."""
 
     file: int
     used: int
@@ -153,6 +166,51 @@ class Retained:
     kind: Kind
     late: bool
     document: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An update in the journal, as the page shows it.
+
+    Attributes:
+        seq: Its place.
+        topic, event_topic: Below the base topic.
+        advances: Whether it took over its retained topic.
+        late: A click that was too old to fire.
+        received: Epoch seconds.
+        stored: Epoch seconds at which it was written; None where that cannot be told any more.
+        document: The JSON that is published.
+    """
+
+    seq: int
+    event_id: str
+    kind: Kind
+    topic: str
+    event_topic: str
+    advances: bool
+    late: bool
+    received: float
+    stored: float | None
+    document: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search has found: newest first, and the place before which to search on; None: there is no more."""
+
+    updates: tuple[Kept, ...]
+    before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter without its body; `size` in bytes."""
+
+    number: int
+    received: float
+    source: str
+    reason: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,4 +346,164 @@ class Journal(Protocol):
 
     def backlog(self) -> int:
         """How many updates wait to be settled, at most (places that were skipped count)."""
+        ...
+
+
+class Household(Journal, Discoveries, Protocol):
+    """All that the main process and the commands do with a journal, beside what stands in the other protocols.
+
+    All methods may raise `NotStoredError` or, where reading fails, `JournalError`.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def tick(self, clock: Clock) -> float:
+        """Advance the journal's own time, and remember which place is the newest now; the time in seconds."""
+        ...
+
+    def stored_before(self, elapsed: float) -> int:
+        """The newest place that was stored before this time of the journal's own."""
+        ...
+
+    def forget_ticks(self, before: float) -> None:
+        """Delete ticks older than this, but for the newest of them."""
+        ...
+
+    def expire(self, kind: Kind, upto: int, limit: int) -> int:
+        """Mark standing topics of a kind for clearing whose update has a place up to this one; how many."""
+        ...
+
+    def expire_surplus(self, most: int, limit: int) -> int:
+        """Mark the oldest standing topics for clearing where more than `most` stand; how many."""
+        ...
+
+    def standing(self) -> list[str]:
+        """Topics of the ledger that stand on the broker, as far as is known."""
+        ...
+
+    def cleaned(self) -> None:
+        """Note that nothing of it stands on the broker any more; what is not settled will be put there again."""
+        ...
+
+    def prune(self, upto: int, limit: int) -> int:
+        """Delete settled updates up to this place that no standing topic needs, a slice of them; how many."""
+        ...
+
+    def usage(self) -> Usage:
+        """How large it is."""
+        ...
+
+    def checkpoint(self) -> None:
+        """Bring the write-ahead log into the file, where there is one of the journal's own."""
+        ...
+
+    def statistics(self, now: float) -> Statistics:
+        """Counts for the health report; `now` in epoch seconds."""
+        ...
+
+    def tally(self, day: str) -> Tally:
+        """Statuses by name since the journal was made, and on this day."""
+        ...
+
+    def close_in_order(self) -> None:
+        """Note that the bridge ends as it should."""
+        ...
+
+    def dead_letters(self, *, limit: int = 1_000) -> list[Buried]:
+        """The newest dead letters, newest first."""
+        ...
+
+    def dead_letter(self, number: int) -> Buried | None:
+        """One of them."""
+        ...
+
+    def drop_dead_letter(self, number: int) -> bool:
+        """Delete one; whether there was one."""
+        ...
+
+    def bound_dead_letters(self, *, most: int, received_before: float) -> int:
+        """Delete those received before (epoch seconds), and the oldest beyond `most`; how many."""
+        ...
+
+    def publish_again(self, seq: int) -> bool:
+        """Put a settled update at the end of what is pending; whether it is still known."""
+        ...
+
+
+class Browsable(Household, Protocol):
+    """What the page looks at; its requests are threads, and use it by these methods, or by others within `turn`."""
+
+    @property
+    def turn(self) -> AbstractContextManager[Any]:
+        """For as long as it is held, no other thread uses the journal, where it can be used by one alone."""
+        ...
+
+    def latest(self) -> tuple[float | None, float | None]:
+        """When the newest update, and the newest click, was received (epoch seconds); None: there is none."""
+        ...
+
+    def try_to_store(self) -> None:
+        """Store something and take it back, durable like a callback."""
+        ...
+
+    def newest(self, limit: int, *, after: int = 0) -> list[Kept]:
+        """The newest updates with a place after this one, newest first."""
+        ...
+
+    def update(self, seq: int) -> Kept | None:
+        """The update at a place."""
+        ...
+
+    def search(
+        self,
+        text: str,
+        fits: Callable[[Kept], bool],
+        *,
+        limit: int,
+        before: int | None = None,
+        patience: float = SEARCHING,
+    ) -> Found:
+        """Updates whose JSON holds a text, newest first.
+
+        Args:
+            text: What must stand somewhere in the JSON.
+            fits: Decides about each that does.
+            limit: So many at most.
+            before: Only updates with a place before this one; None: all.
+            patience: Seconds after which to stop and say where to go on.
+        """
+        ...
+
+    def clicked(self, limit: int) -> list[Kept]:
+        """The latest click on each button that the ledger knows, newest first."""
+        ...
+
+    def holder(self, topic: str) -> int | None:
+        """The place of the update that a retained topic carries, or carried last."""
+        ...
+
+    def per_minute(self, since: float, after: int) -> tuple[dict[tuple[int, str], int], int, bool]:
+        """How many updates of each kind were received in each minute.
+
+        Args:
+            since: Epoch seconds; older ones do not count.
+            after: Only updates with a place after this one.
+
+        Returns:
+            Counts by minute (epoch seconds divided by 60) and kind; the newest place; whether all were counted.
+        """
+        ...
+
+    def letters(self, limit: int, *, before: int | None = None) -> list[Letter]:
+        """Dead letters with a number below this one, newest first."""
+        ...
+
+    def oldest_letters(self, after: int, upto: int, limit: int) -> list[int]:
+        """Numbers of dead letters after one and up to another, oldest first."""
+        ...
+
+    def count_letters(self) -> tuple[int, int]:
+        """How many dead letters there are, and the number of the newest."""
         ...

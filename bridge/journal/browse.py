@@ -9,24 +9,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Self
 
 import orjson
 
 from bridge.clock import uptime
+from bridge.journal import SEARCHING, Found, Kept, Letter
+from bridge.journal.shared import COUNTED, PLAUSIBLE, search_backwards
 from bridge.journal.sqlite import SqliteJournal
 from bridge.model import Kind
 
 #: Bytes that `try_to_store` has room for: a callback of a usual size, and what comes with it.
 A_CALLBACK = 64 * 1024
-#: Seconds that one search takes at most, and places that it looks at in one go: others wait for their turn meanwhile.
-SEARCHING = 0.5
-AT_ONCE = 10_000
-#: Seconds from receipt to disk beyond which the clock was set between the two.
-PLAUSIBLE = 60.0
-#: Updates that are counted for a chart at most.
-COUNTED = 100_000
 
 _KEPT = """
 SELECT seq, lower(hex(event_id)), kind, topic, event_topic, advances, late, received,
@@ -34,57 +28,14 @@ SELECT seq, lower(hex(event_id)), kind, topic, event_topic, advances, late, rece
 FROM updates
 """
 
+_HOLDING = f"{_KEPT} WHERE seq >= ? AND seq < ? AND instr(document, ?) ORDER BY seq DESC"
+
 # '0' follows '/' in ASCII.
 _CLICKED = f"""
 {_KEPT}
 WHERE seq IN (SELECT seq FROM ledger WHERE topic > 'button/' AND topic < 'button0') AND kind = 'button'
 ORDER BY seq DESC LIMIT ?
 """  # noqa: S608
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An update in the journal, as the page shows it.
-
-    Attributes:
-        seq: Its place.
-        topic, event_topic: Below the base topic.
-        advances: Whether it took over its retained topic.
-        late: A click that was too old to fire.
-        received: Epoch seconds.
-        stored: Epoch seconds at which it was written; None where that cannot be told any more.
-        document: The JSON that is published.
-    """
-
-    seq: int
-    event_id: str
-    kind: Kind
-    topic: str
-    event_topic: str
-    advances: bool
-    late: bool
-    received: float
-    stored: float | None
-    document: str
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a search has found: newest first, and the place before which to search on; None: there is no more."""
-
-    updates: tuple[Kept, ...]
-    before: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter without its body; `size` in bytes."""
-
-    number: int
-    received: float
-    source: str
-    reason: str
-    size: int
 
 
 class BrowsableJournal(SqliteJournal):
@@ -153,27 +104,13 @@ class BrowsableJournal(SqliteJournal):
             before: Only updates with a place before this one; None: all.
             patience: Seconds after which to stop and say where to go on.
         """
-        first, last = self.span()
-        place = last + 1 if before is None else before
         written = orjson.dumps(text).decode()[1:-1]
-        began = time.monotonic()
-        found: list[Kept] = []
-        while place > first:
-            start = max(first, place - AT_ONCE)
+
+        def between(start: int, before: int) -> Iterator[Kept]:
             with self.turn, self._reading() as db:
-                rows = db.execute(
-                    f"{_KEPT} WHERE seq >= ? AND seq < ? AND instr(document, ?) ORDER BY seq DESC",
-                    (start, place, written),
-                )
-                for one in _kept(rows):
-                    if fits(one):
-                        found.append(one)
-                        if len(found) == limit:
-                            return Found(tuple(found), one.seq if one.seq > first else None)
-            place = start
-            if time.monotonic() - began > patience:
-                break
-        return Found(tuple(found), place if place > first else None)
+                yield from _kept(db.execute(_HOLDING, (start, before, written)))
+
+        return search_backwards(self.span(), between, fits, limit=limit, before=before, patience=patience)
 
     def clicked(self, limit: int) -> list[Kept]:
         """The latest click on each button that the ledger knows, newest first."""

@@ -18,6 +18,7 @@ import apsw
 import orjson
 import structlog
 
+from bridge.clock import boot_id
 from bridge.journal import JournalError, carve
 from bridge.journal import sqlite as journal
 from bridge.model import Kind
@@ -115,7 +116,7 @@ def prepare(path: Path) -> str | None:
     keep_old_version(path)
     journal.SqliteJournal(path).create()
     with contextlib.suppress(OSError):
-        _started_mark(path).write_text(journal.boot_id(), encoding="ascii")
+        _started_mark(path).write_text(boot_id(), encoding="ascii")
     return alarm
 
 
@@ -246,7 +247,7 @@ def _started_mark(path: Path) -> Path:
 
 
 def _is_of_this_boot(path: Path) -> bool:
-    boot = journal.boot_id()
+    boot = boot_id()
     with contextlib.suppress(OSError):
         return bool(boot) and _started_mark(path).read_text(encoding="ascii", errors="replace") == boot
     return False
@@ -332,7 +333,7 @@ def _save_facts(target: apsw.Connection, facts: dict[str, carve.Value]) -> None:
     kept: dict[str, carve.Value] = {"settled": min(settled, newest)}
     # Seconds since boot mean something for updates of this boot only; what boot they are of, if that is lost, too.
     boot_first = facts.get("boot_first")
-    is_this_boot = facts.get("boot") == journal.boot_id() and isinstance(boot_first, int)
+    is_this_boot = facts.get("boot") == boot_id() and isinstance(boot_first, int)
     kept["boot_first"] = boot_first if is_this_boot else newest + 1
     clocks = ("elapsed", "tick_boot", "tick_uptime", "tick_wall")
     if isinstance(facts.get("tick_boot"), str) and all(

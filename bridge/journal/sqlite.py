@@ -24,7 +24,7 @@ from typing import Any, Self
 import apsw
 import orjson
 
-from bridge.clock import Clock, uptime
+from bridge.clock import Clock, boot_id, uptime
 from bridge.journal import (
     BrokenStorageError,
     Buried,
@@ -41,6 +41,7 @@ from bridge.journal import (
     Tally,
     Usage,
 )
+from bridge.journal.shared import FULL, Reckoning, outcomes, tally_of
 from bridge.model import Kind
 
 OLDEST_SQLITE = (3, 51, 3)
@@ -357,9 +358,7 @@ class SqliteJournal:
                     fresh = db.execute("SELECT lower(hex(event_id)) FROM updates WHERE seq > ?", (before,))
                     known = {event_id for (event_id,) in fresh}
             _bury(db, dead)
-        if known is None:
-            return [Outcome(len(callback.entries), 0) for callback in callbacks]
-        return [_outcome(callback, known) for callback in callbacks]
+        return outcomes(callbacks, known)
 
     # --- the publisher's side --------------------------------------------------------------------------------
 
@@ -432,30 +431,21 @@ class SqliteJournal:
         It counts the seconds since boot, which no clock change moves; across a restart of the machine the wall
         clock's, if that can be believed.
         """
-        boot, now_uptime, now_wall = boot_id(), clock.uptime(), clock.wall()
         with self._storing() as db:
             facts = dict(db.execute("SELECT name, value FROM facts"))
-            if facts["tick_boot"] == boot:
-                passed = now_uptime - facts["tick_uptime"]
-            elif facts["tick_boot"] and clock.is_trusted():
-                passed = now_wall - facts["tick_wall"]
-            else:
-                passed = 0.0
-            elapsed: float = facts["elapsed"] + max(0.0, passed)
-            # A wall clock that was set back counts as if it had gone on: set right again during a restart of the
-            # machine, it would seem that much more had passed.
-            wall = max(now_wall, facts["tick_wall"] + max(0.0, passed)) if facts["tick_boot"] else now_wall
+            before = Reckoning(facts["elapsed"], facts["tick_boot"], facts["tick_uptime"], facts["tick_wall"])
+            now = before.advanced(clock, boot_id())
             for name, value in (
-                ("elapsed", elapsed),
-                ("tick_boot", boot),
-                ("tick_uptime", now_uptime),
-                ("tick_wall", wall),
+                ("elapsed", now.elapsed),
+                ("tick_boot", now.boot),
+                ("tick_uptime", now.uptime),
+                ("tick_wall", now.wall),
             ):
                 db.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
             newest = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
             if newest != db.execute("SELECT seq FROM ticks ORDER BY elapsed DESC LIMIT 1").get:
-                db.execute("INSERT OR REPLACE INTO ticks (elapsed, seq) VALUES (?, ?)", (elapsed, newest))
-            return elapsed
+                db.execute("INSERT OR REPLACE INTO ticks (elapsed, seq) VALUES (?, ?)", (now.elapsed, newest))
+            return now.elapsed
 
     def stored_before(self, elapsed: float) -> int:
         """The newest place that was stored before this time of the journal's own."""
@@ -525,7 +515,7 @@ class SqliteJournal:
         """
         with self._reading() as db:
             kept = db.execute("SELECT value FROM facts WHERE name = 'tally'").get
-            before = _tally(kept)
+            before = tally_of(kept)
             newest = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
             if newest <= before.upto and before.day == day:
                 return before
@@ -718,10 +708,7 @@ class SqliteJournal:
             raise BrokenStorageError(_words(error)) from error
         except apsw.FullError as error:
             if self._max_size is not None and self._disk_has_room():
-                raise NotStoredError(
-                    "the journal is as large as journal.max_size allows, and holds what the broker did not take yet; "
-                    "see that the broker can be reached, or raise journal.max_size"
-                ) from error
+                raise NotStoredError(FULL) from error
             raise NotStoredError(_words(error)) from error
         except apsw.Error as error:
             raise NotStoredError(_words(error)) from error
@@ -789,14 +776,6 @@ def suspect_mark(path: Path) -> Path:
     return path.with_name(path.name + ".suspect")
 
 
-def boot_id() -> str:
-    """What tells this boot from another; empty where the kernel does not say (then no boot is like another)."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
 def sync_folder(folder: Path) -> None:
     """Make sure that a write-ahead log that was just made is found again; SQLite keeps silent if that fails.
 
@@ -836,29 +815,11 @@ def _bury(db: apsw.Connection, dead: Sequence[DeadLetter]) -> None:
         )
 
 
-def _outcome(callback: Callback, fresh: set[str]) -> Outcome:
-    stored = clicks = 0
-    for entry in callback.entries:
-        if entry.event_id in fresh:
-            stored += 1
-            clicks += entry.kind is Kind.BUTTON
-            fresh.discard(entry.event_id)  # the same update again, in this or the next callback, is a duplicate
-    duplicate = len(callback.entries) - stored
-    return Outcome(stored, duplicate, clicks if stored and duplicate else None)
-
-
 def _stored(row: tuple[Any, ...]) -> Stored:
     seq, event_id, kind, topic, event_topic, advances, timestamp, received, up, late, document = row
     return Stored(
         seq, event_id, Kind(kind), topic, event_topic, bool(advances), timestamp, received, up, bool(late), document
     )
-
-
-def _tally(kept: str | None) -> Tally:
-    if kept is None:
-        return Tally()
-    found = orjson.loads(kept)
-    return Tally(found["upto"], found["day"], found["total"], found["today"], found["failed"])
 
 
 def _words(error: apsw.Error) -> str:

@@ -5,6 +5,7 @@ A new implementation brings a `Place` and its line in `IMPLEMENTATIONS`; the tes
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -28,9 +29,11 @@ from hypothesis import strategies as st
 
 from bridge.clock import uptime
 from bridge.journal import Callback, DeadLetter, Journal, Outcome, Retained, Stored
+from bridge.journal.postgresql import PostgresqlJournal
 from bridge.journal.sqlite import SqliteJournal
 from bridge.model import Kind
 from bridge.topics import Entry
+from tests.postgres import Server, running
 
 
 class Place(Protocol):
@@ -93,19 +96,60 @@ class SqlitePlace:
             db.close()
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Path], Place]] = {"sqlite": SqlitePlace}
+class PostgresqlPlace:
+    """One schema of a database of a real server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._database = server.new_schema()
+        self.recipe = (
+            "from bridge.config import Database\n"
+            "from bridge.journal.postgresql import PostgresqlJournal\n"
+            f"journal = PostgresqlJournal(Database({self._database.url!r}, schema={self._database.schema!r}))\n"
+        )
+        PostgresqlJournal(self._database).create()
+
+    def open(self) -> PostgresqlJournal:
+        return PostgresqlJournal(self._database)
+
+    def dead_letters(self) -> list[DeadLetter]:
+        rows = self._execute("SELECT source, reason, body, received FROM dead_letters ORDER BY id")
+        return [DeadLetter(*row) for row in rows]
+
+    def prune(self) -> None:
+        self._execute("DELETE FROM ledger")
+        self._execute("DELETE FROM updates")
+
+    def reboot(self) -> None:
+        self._execute("UPDATE boots SET boot = 'an earlier one: ' || id")
+        self._execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        PostgresqlJournal(self._database).create()
+
+    def _execute(self, statement: str) -> list[tuple[object, ...]]:
+        return self._server.execute(statement, self._database)
+
+
+@contextlib.contextmanager
+def sqlite_places() -> Iterator[Callable[[], Place]]:
+    root = Path(tempfile.mkdtemp(prefix="journals-"))
+    yield lambda: SqlitePlace(Path(tempfile.mkdtemp(dir=root)))
+    shutil.rmtree(root)
+
+
+@contextlib.contextmanager
+def postgresql_places() -> Iterator[Callable[[], Place]]:
+    with running() as server:
+        yield lambda: PostgresqlPlace(server)
+
+
+IMPLEMENTATIONS = {"postgresql": postgresql_places, "sqlite": sqlite_places}
 
 
 @pytest.fixture(scope="session", params=sorted(IMPLEMENTATIONS))
 def journal_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Place]]:
     """Makes a new, empty journal each time it is called."""
-    root = Path(tempfile.mkdtemp(prefix="journals-"))
-
-    def make() -> Place:
-        return IMPLEMENTATIONS[request.param](Path(tempfile.mkdtemp(dir=root)))
-
-    yield make
-    shutil.rmtree(root)
+    with IMPLEMENTATIONS[request.param]() as make:
+        yield make
 
 
 @pytest.fixture

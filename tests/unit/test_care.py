@@ -349,6 +349,7 @@ class TestWhole:
 
     def test_a_machine_that_does_not_tell_its_boots(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Then no boot is like another: what its log's index says counts for nothing."""
+        monkeypatch.setattr(care, "boot_id", lambda: "")
         monkeypatch.setattr(sqlite, "boot_id", lambda: "")
         prepare(path)
         crashed(path, *(status(number) for number in range(1, 50)))
@@ -738,6 +739,7 @@ class TestSalvage:
         self.mended(path)
         with SqliteJournal(path) as journal:
             assert [stored.uptime is None for stored in journal.pending(0, 10)] == [False]
+        monkeypatch.setattr(care, "boot_id", lambda: "another")
         monkeypatch.setattr(sqlite, "boot_id", lambda: "another")
         self.mended(path)
         with SqliteJournal(path) as journal:

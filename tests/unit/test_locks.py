@@ -23,7 +23,8 @@ def wanted(name: str) -> set[str]:
     """The names of what pyproject.toml asks for in a lock file."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
-    bridge = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["embedded"]]
+    extras = project["project"]["optional-dependencies"]
+    bridge = [*project["project"]["dependencies"], *extras["embedded"], *extras["postgresql"]]
     asked = {
         "requirements.txt": bridge,
         "requirements-build.txt": groups["install"],

@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bridge import payload, receiver
-from bridge.config import Auth, Log, Webhook
+from bridge.config import Auth, Database, Log, Webhook
 from bridge.journal import BrokenStorageError, Callback, NotStoredError, Outcome, Stored
 from bridge.journal.commit import GroupCommit
+from bridge.journal.engine import Engine, PostgresqlEngine, SqliteEngine
 from bridge.journal.sqlite import SqliteJournal
 from bridge.model import Kind
 from bridge.receiver import PATIENCE, RETRY_AFTER, ReceiverSettings, application
@@ -726,6 +727,7 @@ from pathlib import Path
 from bridge import receiver
 from bridge.config import Log, Webhook
 from bridge.journal import BrokenStorageError
+from bridge.journal.engine import SqliteEngine
 from bridge.journal.sqlite import SqliteJournal
 
 folder, trouble = Path(sys.argv[1]), sys.argv[2]
@@ -739,11 +741,9 @@ if trouble in ("broken", "fault"):
     SqliteJournal.append = fail
 settings = receiver.ReceiverSettings(
     webhook=Webhook(),
-    journal=folder / "journal.db",
+    journal=SqliteEngine(folder / "journal.db", max_size=2**30),
     doorbell=folder / "journal.bell",
     encode_dots=True,
-    never_retained=frozenset(),
-    max_size=2**30,
     log=Log(level="info", format="json"),
 )
 app = receiver.load(settings, os.getppid())
@@ -801,15 +801,20 @@ class TestProcess:
         (line,) = ended.stderr.splitlines()
         assert "it cannot be opened" in json.loads(line)["exception"]
 
-    def test_what_it_is_told_can_be_handed_to_a_new_interpreter(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "engine",
+        [
+            SqliteEngine(Path("journal.db"), frozenset({Kind.STATUS}), 2**30),
+            PostgresqlEngine(Database("postgresql://host/name", "secret"), frozenset({Kind.STATUS}), 2**30),
+        ],
+    )
+    def test_what_it_is_told_can_be_handed_to_a_new_interpreter(self, tmp_path: Path, engine: Engine) -> None:
         """Receivers are spawned: what cannot be pickled keeps every one of them from starting."""
         told = ReceiverSettings(
             webhook=Webhook(auth=Auth(path_token=("right-token",))),
-            journal=tmp_path / "journal.db",
+            journal=engine,
             doorbell=tmp_path / "journal.bell",
             encode_dots=False,
-            never_retained=frozenset({Kind.STATUS}),
-            max_size=2**30,
             log=Log(),
         )
         handed = pickle.loads(pickle.dumps(functools.partial(receiver.load, told, os.getpid())))

@@ -9,6 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from bridge.clock import boot_id
 from bridge.journal import BrokenStorageError, Callback, DeadLetter, JournalError, NotStoredError, Outcome
 from bridge.journal import sqlite as module
 from bridge.journal.sqlite import APPLICATION_ID, MIGRATIONS, SqliteJournal
@@ -210,7 +211,7 @@ class TestBoot:
 
     def test_the_boot_is_what_the_kernel_says(self) -> None:
         """Two boots taken for one make old clicks look new."""
-        assert module.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip() != ""
+        assert boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip() != ""
 
     def test_a_kernel_that_does_not_say_stops_nothing(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """In a container that hides /proc the bridge must still start."""
@@ -220,7 +221,7 @@ class TestBoot:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_text", hidden)
-            assert module.boot_id() == ""
+            assert boot_id() == ""
             SqliteJournal(path).create()
         with SqliteJournal(path) as journal:
             assert journal.append([callback(1)]) == [Outcome(1, 0)]
