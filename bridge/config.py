@@ -586,8 +586,8 @@ class Webhook:
     )
     path: str = setting("/webhook", url_path, "The path of the webhook's address.")
     workers: int = setting(1, whole(1, 16), "Receiver processes; one takes thousands of callbacks a second.")
-    threads: int = setting(
-        16, whole(1, 128), "Requests a receiver handles at once; more makes Python slower, not faster."
+    connections: int = setting(
+        1_000, whole(16, 65_536), "Connections that a receiver has open at once; further ones wait."
     )
     max_body: int = setting("3MiB", size, "The largest body taken; WhatsApp sends up to 3 MB.")
     drain: float = setting(
@@ -595,6 +595,7 @@ class Webhook:
         duration,
         "When it is told to stop, it takes callbacks for so much longer while /readyz says no: for a load balancer.",
     )
+    body_timeout: float = setting("10s", duration, "How long a body may take to arrive before it is given up.")
     public_url: str | None = setting(
         None,
         public_address,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import threading
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from multiprocessing.reduction import DupFd
@@ -131,7 +130,7 @@ def _alone(size: int) -> memoryview[float]:
 
 
 class Meter:
-    """One receiver's row.
+    """One receiver's row, written by one thread.
 
     Args:
         row: Where it counts; by itself memory of its own.
@@ -141,7 +140,6 @@ class Meter:
     def __init__(self, row: memoryview[float] | None = None, head: memoryview[float] | None = None) -> None:
         self._row: memoryview[float] = row if row is not None else _alone(_ROW)
         self._head: memoryview[float] = head if head is not None else _alone(_HEAD)
-        self._lock = threading.Lock()  # requests are threads
 
     def answered(self, code: int, seconds: float, now: float) -> None:
         """Count an answer.
@@ -152,12 +150,11 @@ class Meter:
             now: Epoch seconds.
         """
         row = self._row
-        with self._lock:
-            row[_CODE.get(code, len(CODES) - 1)] += 1.0
-            if code == 200:
-                row[_SECONDS_AT + bisect_left(SECONDS, seconds)] += 1.0
-                row[_SUM_AT] += seconds
-                row[_LAST_AT] = now
+        row[_CODE.get(code, len(CODES) - 1)] += 1.0
+        if code == 200:
+            row[_SECONDS_AT + bisect_left(SECONDS, seconds)] += 1.0
+            row[_SUM_AT] += seconds
+            row[_LAST_AT] = now
 
     def counted(self, clicks: int, outcome: Outcome, *, ignored: int, dead: int, refused: int = 0) -> None:
         """Count the entries of a callback.
@@ -176,10 +173,9 @@ class Meter:
         duplicate_clicks = clicks - stored_clicks
         # In the order of `ENTRIES`.
         counts = (stored, outcome.duplicate - duplicate_clicks, stored_clicks, duplicate_clicks, ignored, dead, refused)
-        with self._lock:
-            for place, count in enumerate(counts, _ENTRIES_AT):
-                if count:
-                    self._row[place] += count
+        for place, count in enumerate(counts, _ENTRIES_AT):
+            if count:
+                self._row[place] += count
 
     def is_watched(self, uptime: float) -> bool:
         """Whether somebody wants to see what comes.

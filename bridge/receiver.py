@@ -1,4 +1,7 @@
-"""The webhook: a Bottle application in granian's worker process. It stores, and knows nothing of MQTT.
+"""The webhook: an application of granian and Bottle in a process of its own. It stores, and knows nothing of MQTT.
+
+Requests are coroutines of granian's event loop (its interface RSGI), so that a thousand slow senders cost no thread.
+Bottle has the routes, and answers all but callbacks; these pass it by, as it knows no coroutines.
 
 Promises kept here (numbers as in docs/how-it-works.md):
   1. Stored before answered: 200 is said after `GroupCommit.append` returned.
@@ -10,43 +13,49 @@ Nothing is written to disk before the sender is known, and no answer repeats wha
 
 from __future__ import annotations
 
-import atexit
+import asyncio
+import contextlib
 import functools
+import io
 import os
 import re
+import resource
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import structlog
-from bottle import Bottle, HTTPResponse, request, response
+from bottle import Bottle, HTTPError, HTTPResponse, request, response
 
 from bridge import logs, payload
-from bridge.auth import Gate, Verdict, Visitor, is_one_of
+from bridge.auth import Gate, Header, Verdict, Visitor, is_one_of
 from bridge.clicks import Allowed
 from bridge.config import Buttons, Log, Webhook
+from bridge.intake import MOST, MOST_LARGEST, Intake, Source, Trouble, UnreadError
 from bridge.journal import BrokenStorageError, Callback, DeadLetter, Household, NotStoredError, Outcome
 from bridge.journal.commit import GroupCommit
 from bridge.journal.engine import Engine
 from bridge.meter import Meter, Meters
-from bridge.model import Kind, Update
+from bridge.model import Kind
 from bridge.privacy import Veil
 from bridge.processes import end_with_parent
 from bridge.tap import Hand
-from bridge.topics import Entry, entry
+from bridge.topics import entry
 from bridge.wakeup import Finger
 
 log = structlog.get_logger()
 
-#: Seconds a request waits for the disk. Senders give up after about five.
-PATIENCE = 4.0
 #: Seconds after which a sender that was told 503 may come again.
 RETRY_AFTER = 5
+
+_LATER = {"Retry-After": str(RETRY_AFTER)}
+_JSON = ("Content-Type", "application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,7 @@ class ReceiverSettings:
     tap: Path | None = None
 
 
-def load(settings: ReceiverSettings, parent: int) -> Callable[..., Any]:
+def load(settings: ReceiverSettings, parent: int) -> Receiver:
     """Make the application of a worker process: called there, by granian.
 
     Args:
@@ -76,22 +85,30 @@ def load(settings: ReceiverSettings, parent: int) -> Callable[..., Any]:
     # Ctrl+C reaches every process of a terminal; when to stop is the supervisor's to say, and once.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     logs.configure(settings.log.level, settings.log.format)
+    _allow_files(settings.webhook.connections + 64)
     finger = Finger(settings.doorbell)
-    commit = _start_committer(settings.journal.journal(), finger.ring)
+    commit, committer = _start_committer(settings.journal.journal(), finger.ring)
     meter = settings.meters.claim() if settings.meters is not None else Meter()
     _follow_log_level(meter)
     veil = settings.veil
-    hand = Hand(settings.tap, meter, veil.body if veil is not None else None) if settings.tap is not None else None
-    app = application(
+
+    def end() -> None:
+        commit.stop()
+        committer.join(5)
+        # Past the interpreter's own end: threads of granian that still want Python then abort the process.
+        sys.stderr.flush()
+        os._exit(0)
+
+    return Receiver(
         settings.webhook,
         commit.append,
         encode_dots=settings.encode_dots,
         buttons=settings.buttons,
         veil=veil,
         meter=meter,
-        hand=hand,
+        hand=Hand(settings.tap, meter, veil.body if veil is not None else None) if settings.tap is not None else None,
+        end=end,
     )
-    return metered(app, meter)
 
 
 def _follow_log_level(meter: Meter) -> None:
@@ -107,17 +124,25 @@ def _follow_log_level(meter: Meter) -> None:
     threading.Thread(target=follow, name="log level", daemon=True).start()
 
 
-def _start_committer(journal: Household, stored: Callable[[], None]) -> GroupCommit:
+def _allow_files(needed: int) -> None:
+    """Each connection is an open file, and a process may have few by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _start_committer(journal: Household, stored: Callable[[], None]) -> tuple[GroupCommit, threading.Thread]:
     """A thread that stores what requests hand over; its end is the end of the process."""
     ready = threading.Event()
-    made: list[GroupCommit] = []
+    commit = GroupCommit(journal, stored)
 
     def run() -> None:
         try:
             with journal:
-                made.append(GroupCommit(journal, stored))
                 ready.set()
-                made[0].run()
+                commit.run()
         except BrokenStorageError as error:
             log.error("the journal's storage failed; the receiver ends and is started anew", why=str(error))
         except Exception as error:
@@ -131,174 +156,256 @@ def _start_committer(journal: Household, stored: Callable[[], None]) -> GroupCom
     thread = threading.Thread(target=run, name="committer", daemon=True)
     thread.start()
     ready.wait()
-
-    @atexit.register
-    def finish() -> None:
-        made[0].stop()
-        thread.join(5)
-
-    return made[0]
+    return commit, thread
 
 
-Append = Callable[[Callback, float], Outcome]
+Append = Callable[[Callback], Awaitable[Outcome]]
 
 
-def metered(app: Callable[..., Any], meter: Meter) -> Callable[..., Any]:
-    """The same WSGI application, its answers counted and timed."""
+class Headers(Protocol):
+    """A request's headers, as granian has them: names in any case, and no values that are not ASCII."""
 
-    def answer(environ: Any, start_response: Callable[..., Any]) -> Any:
-        began = time.perf_counter()
-        code = 0
-
-        def note(status: str, *rest: Any) -> Any:
-            nonlocal code
-            code = int(status[:3])
-            return start_response(status, *rest)
-
-        body = app(environ, note)
-        meter.answered(code, time.perf_counter() - began, time.time())
-        return body
-
-    return answer
+    def get_all(self, name: str, /) -> list[str]: ...
+    def __contains__(self, name: str, /) -> bool: ...
 
 
-def application(
-    webhook: Webhook,
-    append: Append,
-    *,
-    encode_dots: bool = False,
-    buttons: Buttons | None = None,
-    veil: Veil | None = None,
-    now: Callable[[], float] = time.time,
-    meter: Meter | None = None,
-    hand: Hand | None = None,
-) -> Bottle:
-    """The Bottle application.
+class Scope(Protocol):
+    """A request without its body, as granian has it (RSGI)."""
+
+    method: str
+    path: str
+    query_string: str
+    client: str
+
+    @property
+    def headers(self) -> Headers: ...
+
+
+class Exchange(Source, Protocol):
+    """A request's body, and where the answer goes (RSGI's protocol object)."""
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes, /) -> None: ...
+
+
+class Receiver:
+    """The application of a receiver process.
 
     Args:
         webhook: Path, limits and who may post.
         append: Stores a callback, or raises `NotStoredError`; returns when it is on disk.
         encode_dots: As in `mqtt.encode_dots`.
-        buttons: Whose clicks fire; None: everybody's.
+        buttons: Whose clicks fire, and which; None: all.
         veil: Hides numbers before anything is stored; None: they stay.
         now: The clock: epoch seconds.
-        meter: Counts what callbacks hold.
+        meter: Counts answers, and what callbacks hold.
         hand: Shows callbacks to whoever watches; None: nobody ever does.
+        end: Called when the last request was answered and the process is to end.
     """
-    meter = meter or Meter()
-    app = Bottle()
-    app.uninstall(True)  # its plugins: nothing here is a template, and our JSON is bytes
-    gate = Gate(webhook.auth)
-    verify_tokens = webhook.auth.meta_verify_token
-    project = functools.partial(veil.entry if veil else entry, encode_dots=encode_dots)
-    refusal = Allowed(buttons).refusal if buttons is not None and buttons != Buttons() else None
 
-    def receive(token: str = "") -> Any:
-        visitor = Visitor(token, _header, request.environ.get("REMOTE_ADDR", ""))
-        if not gate.finds_path(visitor):
+    def __init__(
+        self,
+        webhook: Webhook,
+        append: Append,
+        *,
+        encode_dots: bool = False,
+        buttons: Buttons | None = None,
+        veil: Veil | None = None,
+        now: Callable[[], float] = time.time,
+        meter: Meter | None = None,
+        hand: Hand | None = None,
+        end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._webhook = webhook
+        self._append = append
+        self._veil = veil
+        self._now = now
+        self._meter = meter or Meter()
+        self._hand = hand
+        self._end = end
+        self._gate = Gate(webhook.auth)
+        self._refusal = Allowed(buttons).refusal if buttons is not None and buttons != Buttons() else None
+        self._project = functools.partial(veil.entry if veil else entry, encode_dots=encode_dots)
+        self._intake = Intake(webhook.body_timeout, max(MOST, MOST_LARGEST * webhook.max_body))
+        self._bottle = Bottle()
+        self._bottle.uninstall(True)  # its plugins: nothing here is a template, and our JSON is bytes
+        for path in (webhook.path, f"{webhook.path}/<token>"):
+            self._bottle.route(path, method="POST", callback=self._receive)
+            self._bottle.route(path, method="ANY", callback=self._other)
+        self._bottle.default_error_handler = _bottle_error
+
+    async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
+        """Answer a request."""
+        began = time.perf_counter()
+        try:
+            answer = await self._answer(scope, exchange)
+        except Exception as error:
+            log.error("a request failed", exc_info=error)
+            answer = _fault(500)
+        if isinstance(answer, bytes):
+            code, headers, body = 200, [_JSON, ("Content-Length", str(len(answer)))], answer
+        else:
+            code, headers, body = answer.status_code, answer.headerlist, answer.body
+            if "Content-Length" not in answer:
+                headers.append(("Content-Length", str(len(body))))
+        exchange.response_bytes(code, headers, body)
+        self._meter.answered(code, time.perf_counter() - began, time.time())
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The last request was answered."""
+        self._end()
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> HTTPResponse | bytes:
+        if scope.method == "POST":
+            try:
+                _, found = self._bottle.match({"REQUEST_METHOD": "POST", "PATH_INFO": scope.path})
+            except HTTPError:
+                return _not_found()
+            return await self._receive(scope, exchange, **found)
+        return self._ask_bottle(scope)
+
+    # --- callbacks -----------------------------------------------------------------------------------------------
+
+    async def _receive(self, scope: Scope, exchange: Exchange, token: str = "") -> HTTPResponse | bytes:
+        """What was posted to the webhook's path: let in, read, stored."""
+        visitor = _visitor(scope, token)
+        if not self._gate.finds_path(visitor):
             return _not_found()
+        verdict = self._gate.before_body(visitor)
+        if verdict not in (None, Verdict.WELCOME):
+            return self._turn_away(verdict, visitor)
+        limit = self._webhook.max_body
+        declared = _declared_length(visitor.header, limit)
+        if isinstance(declared, HTTPResponse):
+            return declared
+        try:
+            with self._intake.place(limit if declared is None else declared) as place:
+                body = await place.read(exchange, is_declared=declared is not None)
+                if verdict is None:
+                    verdict = self._gate.with_body(visitor, body)
+                    if verdict is not Verdict.WELCOME:
+                        return self._turn_away(verdict, visitor)
+                return await self._store(body)
+        except UnreadError as error:
+            return self._unread(error.trouble, visitor)
+
+    async def _store(self, body: bytes) -> HTTPResponse | bytes:
+        """Parse and store; the counts, once it is on disk."""
+        received = self._now()
+        try:
+            parsed = payload.parse(body, self._refusal)
+            entries = tuple(self._project(update, received) for update in parsed.updates)
+        except payload.NotUnderstoodError as error:
+            log.warning("a callback was not understood; it is in the dead letters", why=str(error), bytes=len(body))
+            parsed, entries = payload.Parsed((), 0, ()), ()
+            dead = [DeadLetter("callback", str(error), body, received)]
+        except Exception as error:  # a fault of ours: kept whole, as the sender's next try would meet the same one
+            log.error("a callback could not be read; it is in the dead letters", exc_info=error, bytes=len(body))
+            parsed, entries = payload.Parsed((), 0, ()), ()
+            dead = [DeadLetter("callback", f"a fault of the bridge: {type(error).__name__}", body, received)]
+        else:
+            dead = [DeadLetter("item", item.reason, item.body.encode(), received) for item in parsed.dead]
+            for item in parsed.dead:
+                if item.refused:
+                    log.warning("a click was refused; it is in the dead letters", why=item.reason)
+                else:
+                    log.warning("an entry of a callback was not understood; it is in the dead letters", why=item.reason)
+        refused = sum(item.refused for item in parsed.dead)
+        if self._veil is not None and dead:
+            # Who was refused must be known again when the click is tried once more, which a mask does not allow.
+            veils = [self._veil.hashing() if item.refused else self._veil for item in parsed.dead] or [self._veil]
+            dead = [replace(letter, body=veil.body(letter.body)) for letter, veil in zip(dead, veils, strict=True)]
+        outcome = Outcome(0, 0)
+        if entries or dead:
+            try:
+                outcome = await self._append(Callback(entries, tuple(dead)))
+            except NotStoredError as error:
+                log.error("a callback could not be stored; the sender is asked to come again", why=str(error))
+                return _refuse(503, "it could not be stored", "send it again later", **_LATER)
+        clicks = sum(entry.kind is Kind.BUTTON for entry in entries)
+        self._meter.counted(clicks, outcome, ignored=parsed.ignored, dead=len(dead) - refused, refused=refused)
+        log.debug(
+            "callback",
+            bytes=len(body),
+            stored=outcome.stored,
+            duplicate=outcome.duplicate,
+            ignored=parsed.ignored,
+            dead=len(dead),
+        )
+        counts = {
+            "stored": outcome.stored,
+            "duplicate": outcome.duplicate,
+            "ignored": parsed.ignored,
+            "dead": len(dead),
+        }
+        if self._hand is not None:
+            self._hand.show(body, received, entries, counts)
+        return orjson.dumps(counts)
+
+    def _turn_away(self, verdict: Verdict | None, visitor: Visitor) -> HTTPResponse:
+        log.warning("a request was turned away", why=verdict.value if verdict else "", address=visitor.address)
+        if verdict is Verdict.FORBIDDEN:
+            return _refuse(403, "this address may not post", "list it in webhook.auth.addresses")
+        headers = {"WWW-Authenticate": 'Basic realm="webhook"'} if self._webhook.auth.basic else {}
+        return _refuse(401, "the credentials are missing or wrong", "compare with webhook.auth", **headers)
+
+    def _unread(self, trouble: Trouble, visitor: Visitor) -> HTTPResponse:
+        if trouble is Trouble.TOO_LARGE:
+            return _too_large(self._webhook.max_body)
+        if trouble is Trouble.CUT_SHORT:
+            return _refuse(400, "the body ended early", "send as many bytes as Content-Length says")
+        log.warning("a body was not read to its end", why=trouble.value, address=visitor.address)
+        if trouble is Trouble.SLOW:
+            return _refuse(408, "the body came too slowly", "send it faster, or raise webhook.body_timeout")
+        return _refuse(503, "too much waits to be stored", "send it again later", **_LATER)
+
+    # --- all else ------------------------------------------------------------------------------------------------
+
+    def _ask_bottle(self, scope: Scope) -> HTTPResponse:
+        """The answer of Bottle's application (WSGI), which waits for nothing."""
+        environ = {
+            "REQUEST_METHOD": scope.method,
+            "PATH_INFO": scope.path.encode().decode("latin-1"),
+            "QUERY_STRING": scope.query_string,
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "wsgi.input": io.BytesIO(),
+            "wsgi.errors": sys.stderr,
+            "bridge.scope": scope,
+        }
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        chunks = self._bottle(environ, lambda line, headers, _=None: started.append((line, headers)))
+        line, headers = started[-1]
+        return HTTPResponse(b"".join(chunks), line, headers)
+
+    def _other(self, token: str = "") -> HTTPResponse:
+        """What came to the webhook's path by another method."""
+        if not self._gate.finds_path(_visitor(request.environ["bridge.scope"], token)):
+            return _not_found()
+        verify_tokens = self._webhook.auth.meta_verify_token
         if request.method == "GET" and verify_tokens:
             return _challenge(verify_tokens)
-        if request.method != "POST":
-            return _refuse(405, "callbacks are posted", "send POST with a JSON body", Allow="POST")
-        verdict = gate.before_body(visitor)
-        if verdict not in (None, Verdict.WELCOME):
-            return _turn_away(verdict, webhook)
-        body = _body(webhook.max_body)
-        if isinstance(body, HTTPResponse):
-            return body
-        if verdict is None:
-            verdict = gate.with_body(visitor, body)
-            if verdict is not Verdict.WELCOME:
-                return _turn_away(verdict, webhook)
-        return _store(body, append, now(), refusal, project, veil, meter, hand)
-
-    app.route(webhook.path, method="ANY", callback=receive)
-    app.route(f"{webhook.path}/<token>", method="ANY", callback=receive)
-    app.default_error_handler = _bottle_error
-    return app
+        return _refuse(405, "callbacks are posted", "send POST with a JSON body", Allow="POST")
 
 
-def _store(
-    body: bytes,
-    append: Append,
-    received: float,
-    refusal: payload.Refusal | None,
-    project: Callable[[Update, float], Entry],
-    veil: Veil | None,
-    meter: Meter,
-    hand: Hand | None,
-) -> Any:
-    """Parse and store; the counts, once it is on disk."""
-    try:
-        parsed = payload.parse(body, refusal)
-        entries = tuple(project(update, received) for update in parsed.updates)
-    except payload.NotUnderstoodError as error:
-        log.warning("a callback was not understood; it is in the dead letters", why=str(error), bytes=len(body))
-        parsed, entries = payload.Parsed((), 0, ()), ()
-        dead = [DeadLetter("callback", str(error), body, received)]
-    except Exception as error:  # a fault of ours: kept whole, as the sender's next try would meet the same one
-        log.error("a callback could not be read; it is in the dead letters", exc_info=error, bytes=len(body))
-        parsed, entries = payload.Parsed((), 0, ()), ()
-        dead = [DeadLetter("callback", f"a fault of the bridge: {type(error).__name__}", body, received)]
-    else:
-        dead = [DeadLetter("item", item.reason, item.body.encode(), received) for item in parsed.dead]
-        for item in parsed.dead:
-            if item.refused:
-                log.warning("a click was refused; it is in the dead letters", why=item.reason)
-            else:
-                log.warning("an entry of a callback was not understood; it is in the dead letters", why=item.reason)
-    refused = sum(item.refused for item in parsed.dead)
-    if veil is not None and dead:
-        # Who was refused must be known again when the click is tried once more, which a mask does not allow.
-        veils = [veil.hashing() if item.refused else veil for item in parsed.dead] or [veil]
-        dead = [replace(letter, body=veil.body(letter.body)) for letter, veil in zip(dead, veils, strict=True)]
-    outcome = Outcome(0, 0)
-    if entries or dead:
-        try:
-            outcome = append(Callback(entries, tuple(dead)), PATIENCE)
-        except NotStoredError as error:
-            log.error("a callback could not be stored; the sender is asked to come again", why=str(error))
-            return _refuse(503, "it could not be stored", "send it again later", **{"Retry-After": str(RETRY_AFTER)})
-    clicks = sum(entry.kind is Kind.BUTTON for entry in entries)
-    meter.counted(clicks, outcome, ignored=parsed.ignored, dead=len(dead) - refused, refused=refused)
-    log.debug(
-        "callback",
-        bytes=len(body),
-        stored=outcome.stored,
-        duplicate=outcome.duplicate,
-        ignored=parsed.ignored,
-        dead=len(dead),
-    )
-    counts = {"stored": outcome.stored, "duplicate": outcome.duplicate, "ignored": parsed.ignored, "dead": len(dead)}
-    if hand is not None:
-        hand.show(body, received, entries, counts)
-    response.content_type = "application/json"
-    return orjson.dumps(counts)
-
-
-def _body(limit: int) -> bytes | HTTPResponse:
-    """The raw body, or the answer that refuses it."""
-    environ = request.environ
-    media_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+def _declared_length(header: Header, limit: int) -> HTTPResponse | int | None:
+    """The declared length of a body that may be read, None for one that comes in chunks; or the answer that refuses."""
+    media_type = (header("content-type") or "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not re.fullmatch(r"application/[a-z0-9.+-]+\+json", media_type):
         return _refuse(415, "the body is not declared as JSON", "send Content-Type: application/json")
-    if environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":
+    coding = header("content-encoding")
+    if coding is not None and coding.strip().lower() != "identity":
         return _refuse(415, "the body is compressed", "send it without Content-Encoding")
-    declared = environ.get("CONTENT_LENGTH") or None
-    if declared is None and "chunked" not in environ.get("HTTP_TRANSFER_ENCODING", "").lower():
-        return _refuse(411, "the body's length is missing", "send Content-Length")
-    if declared is not None and not re.fullmatch(r"[0-9]{1,18}", declared):
+    declared = header("content-length")
+    if declared is None:
+        if "chunked" not in (header("transfer-encoding") or "").lower():
+            return _refuse(411, "the body's length is missing", "send Content-Length")
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", declared):
         return _refuse(400, "Content-Length is no number", "send the body's length in bytes")
-    too_large = f"send at most {limit} bytes, or raise webhook.max_body"
-    if declared is not None and int(declared) > limit:
-        return _refuse(413, "the body is too large", too_large)
-    body: bytes = environ["wsgi.input"].read(limit + 1 if declared is None else int(declared))
-    if len(body) > limit:
-        return _refuse(413, "the body is too large", too_large)
-    if declared is not None and len(body) != int(declared):
-        return _refuse(400, "the body ended early", "send as many bytes as Content-Length says")
-    return body
+    return _too_large(limit) if int(declared) > limit else int(declared)
+
+
+def _too_large(limit: int) -> HTTPResponse:
+    return _refuse(413, "the body is too large", f"send at most {limit} bytes, or raise webhook.max_body")
 
 
 def _challenge(verify_tokens: tuple[str, ...]) -> HTTPResponse:
@@ -316,16 +423,6 @@ def _challenge(verify_tokens: tuple[str, ...]) -> HTTPResponse:
     )
 
 
-def _turn_away(verdict: Verdict | None, webhook: Webhook) -> HTTPResponse:
-    log.warning(
-        "a request was turned away", why=verdict.value if verdict else "", address=request.environ.get("REMOTE_ADDR")
-    )
-    if verdict is Verdict.FORBIDDEN:
-        return _refuse(403, "this address may not post", "list it in webhook.auth.addresses")
-    headers = {"WWW-Authenticate": 'Basic realm="webhook"'} if webhook.auth.basic else {}
-    return _refuse(401, "the credentials are missing or wrong", "compare with webhook.auth", **headers)
-
-
 def _not_found() -> HTTPResponse:
     return _refuse(404, "there is nothing here", "look at the webhook's address")
 
@@ -336,22 +433,32 @@ def _refuse(status: int, error: str, hint: str, **headers: str) -> HTTPResponse:
     )
 
 
+def _fault(status: int) -> HTTPResponse:
+    return _refuse(status, "this is a fault of the bridge", "look at its log")
+
+
 def _bottle_error(error: Any) -> bytes:
     """What Bottle itself has to say (an unknown path, a fault of ours), in our words and without an echo."""
     if error.status_code in (404, 405):
         answer = _not_found()
     else:
         log.error("a request failed", exc_info=error.exception)
-        answer = _refuse(error.status_code, "this is a fault of the bridge", "look at its log")
+        answer = _fault(error.status_code)
     response.status = answer.status
     response.content_type = "application/json"
     return answer.body  # type: ignore[no-any-return]
 
 
-def _header(name: str) -> str | None:
-    """A header as WSGI has it: repeated ones joined by commas, empty where it is not ASCII (granian's ways).
+def _visitor(scope: Scope, token: str) -> Visitor:
+    """A request as the gate sees it; its address without port, and without the brackets of IPv6."""
+    return Visitor(token, functools.partial(_header, scope.headers), scope.client.rpartition(":")[0].strip("[]"))
 
-    WSGI cannot tell a name with an underscore from the one with a dash: proxies must drop the former.
-    """
-    value = request.environ.get(f"HTTP_{name.upper().replace('-', '_')}")
-    return value if isinstance(value, str) else None
+
+def _header(headers: Headers, name: str) -> str | None:
+    """A header: repeated ones joined by commas; empty where it is there but not ASCII, which granian does not show."""
+    found = headers.get_all(name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        return ",".join(found)
+    return "" if name in headers else None

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.net import SocketHolder  # type: ignore[attr-defined]  # not in its list of exports
@@ -59,8 +59,10 @@ log = structlog.get_logger()
 RECEIVER_PATIENCE = 4
 #: Seconds that the publisher's thread has to end.
 PUBLISHER_PATIENCE = 5.0
-#: Connections that wait while all threads of the receivers are busy, or while the receivers are started anew.
+#: Connections that wait while the receivers have as many as they take, or are started anew.
 BACKLOG = 1024
+#: Milliseconds that a connection may take for the head of a request, or rest between two requests.
+HEADER_PATIENCE = 10_000
 #: Seconds between two heartbeats, unless systemd's watchdog wants more of them.
 HEARTBEAT = 5.0
 
@@ -201,7 +203,10 @@ class _Bridge:
     def serve(self) -> int:
         with self._doorbell, self._presence or contextlib.nullcontext():
             try:
-                self._server.serve(target_loader=self._receiver, wrap_loader=False)
+                self._server.serve(
+                    target_loader=self._receiver,  # type: ignore[arg-type]  # RSGI also takes objects
+                    wrap_loader=False,
+                )
             except SystemExit as ended:  # granian's word for receivers that die again and again
                 self._failure = self._failure or f"the receivers ended (exit code {ended.code})"
                 self._stop()
@@ -226,12 +231,14 @@ class _Bridge:
             drain=webhook.drain,
             address=webhook.listen.host,
             port=webhook.listen.port,
-            interface=Interfaces.WSGI,
+            interface=Interfaces.RSGI,
+            loop=Loops.asyncio,
             workers=webhook.workers,
-            blocking_threads=webhook.threads,
             backlog=BACKLOG,
-            backpressure=max(webhook.threads * 8, 128),
-            http1_settings=HTTP1Settings(header_read_timeout=10_000),
+            backpressure=webhook.connections,
+            # Of HTTP/1.1 alone it ends connections that say nothing; and nobody who sends callbacks needs another.
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(header_read_timeout=HEADER_PATIENCE),
             websockets=False,
             log_level=LogLevels.error,
             log_dictconfig=logs.GRANIAN_LOGGING,
@@ -243,7 +250,7 @@ class _Bridge:
         return server
 
     @property
-    def _receiver(self) -> Callable[..., Callable[..., Any]]:
+    def _receiver(self) -> Callable[..., receiver.Receiver]:
         settings = receiver.ReceiverSettings(
             webhook=self._settings.webhook,
             journal=self._engine,

@@ -3,63 +3,65 @@
 Promise kept here (numbers as in docs/how-it-works.md):
   1. Stored before answered: `append` returns when the commit that holds its callback has returned.
 
-One raw lock a request is all that is handed over: Python's interpreter lock is what a busy receiver fights over, and
-an Event or a Future costs several turns of it.
+Requests are coroutines of one event loop, and a thread stores. What the two hand over is what they fight for Python's
+interpreter lock over: a callback is put into a queue, and each commit wakes the loop once, for all that it held.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from bridge.journal import BrokenStorageError, Callback, Journal, NotStoredError, Outcome
+from bridge.patience import Patience
 
 #: More than this many updates are not stored in one commit, so that the first does not wait for the last.
 MAX_UPDATES = 4_000
+#: Seconds a request waits for the disk. Senders give up after about five.
+PATIENCE = 4.0
 
 
 class _Request:
-    __slots__ = ("callback", "done", "result")
+    __slots__ = ("callback", "result", "told")
 
-    def __init__(self, callback: Callback) -> None:
+    def __init__(self, callback: Callback, told: asyncio.Future[Outcome]) -> None:
         self.callback = callback
+        self.told = told
         self.result: Outcome | Exception | None = None
-        self.done = threading.Lock()
-        self.done.acquire()
 
 
 class GroupCommit:
-    """Hands callbacks of many threads to one that stores them.
+    """Hands callbacks of an event loop to the thread that stores them.
 
     Args:
         journal: Opened by and for the thread that calls `run`.
         stored: Called after each commit that held updates, e.g. to wake the publisher.
+        patience: Seconds that an append waits at most.
     """
 
-    def __init__(self, journal: Journal, stored: Callable[[], None]) -> None:
+    def __init__(self, journal: Journal, stored: Callable[[], None], patience: float = PATIENCE) -> None:
         self._journal = journal
         self._stored = stored
         self._waiting: SimpleQueue[_Request | None] = SimpleQueue()
+        self._patience: Patience[asyncio.Future[Outcome]] = Patience(patience, _give_up)
 
-    def append(self, callback: Callback, patience: float) -> Outcome:
+    async def append(self, callback: Callback) -> Outcome:
         """Store a callback; it is on disk when this returns.
-
-        Args:
-            callback: What to store.
-            patience: Seconds to wait at most.
 
         Raises:
             NotStoredError: It was not stored, or not in time (then it may be stored a little later; the sender's next
                 try is a duplicate).
         """
-        request = _Request(callback)
-        self._waiting.put(request)
-        if not request.done.acquire(timeout=patience):
-            raise NotStoredError("the disk is too slow")
-        if isinstance(request.result, Outcome):
-            return request.result
-        raise request.result or NotStoredError("the receiver is stopping")
+        told = asyncio.get_running_loop().create_future()
+        self._waiting.put(_Request(callback, told))
+        self._patience.begin(told)
+        try:
+            outcome: Outcome = await told
+        finally:
+            self._patience.end(told)
+        return outcome
 
     def stop(self) -> None:
         """Let `run` return after what waits is stored."""
@@ -99,10 +101,26 @@ class GroupCommit:
             failure = error
             for request in requests:
                 request.result = error
-        for request in requests:
-            request.done.release()
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+            requests[0].told.get_loop().call_soon_threadsafe(_tell, requests)
         if failure is None:
             if any(request.callback.entries for request in requests):
                 self._stored()
         elif isinstance(failure, BrokenStorageError) or not isinstance(failure, NotStoredError):
             raise failure
+
+
+def _tell(requests: Sequence[_Request]) -> None:
+    """Give each its result, on the event loop."""
+    for request in requests:
+        if request.told.done():
+            continue
+        if isinstance(request.result, Outcome):
+            request.told.set_result(request.result)
+        else:
+            request.told.set_exception(request.result or NotStoredError("it was left out"))
+
+
+def _give_up(told: asyncio.Future[Outcome]) -> None:
+    if not told.done():
+        told.set_exception(NotStoredError("the disk is too slow"))

@@ -126,7 +126,7 @@ def test_who_drips_headers_is_cut_off(proxy: Before, make_bridge: MakeBridge) ->
 
 @pytest.mark.parametrize("proxy", ["nginx", "haproxy"], indirect=True)
 def test_who_drips_a_body_is_cut_off_and_never_reaches_the_bridge(proxy: Before, upstream: Upstream) -> None:
-    """The bridge's few threads are for whole requests."""
+    """The bridge is for whole requests: whoever drips should not even take a connection of it."""
     there = proxy(
         upstream.port,
         nginx={"client_body_timeout 10s": "client_body_timeout 1s"},

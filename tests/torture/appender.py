@@ -1,4 +1,4 @@
-"""A small process that stores as a receiver does: threads that wait, the receiver's own committer, the same end.
+"""A small process that stores as a receiver does: coroutines that wait, the receiver's own committer, the same end.
 
 It reads one line of JSON (an `Order`) from standard input, and writes one line for each update to standard output once
 it is answered: `+ event_id` when `append` returned, `- event_id why` when it was refused. A line is only written after
@@ -7,22 +7,25 @@ the answer, so what stands there had been promised.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
 import os
-import queue
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import apsw
+
+if TYPE_CHECKING:
+    from bridge.journal.commit import GroupCommit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +40,7 @@ class Order:
         seed: Of the mix.
         durable: As in `SqliteJournal`: a receiver's is.
         updates: How many at most; 0: until it is killed.
-        threads: How many requests wait at once.
+        requests: How many wait at once.
         publisher: Whether a second connection settles and checkpoints meanwhile, as the main process does.
     """
 
@@ -46,7 +49,7 @@ class Order:
     seed: int
     durable: bool = True
     updates: int = 0
-    threads: int = 4
+    requests: int = 4
     publisher: bool = False
 
 
@@ -166,39 +169,32 @@ def main() -> None:
         return
     order = Order(**json.loads(line))
     journal = Path(order.journal)
-    commit = _start_committer(SqliteJournal(journal, durable=order.durable), lambda: None)
-    numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in range(order.first, order.first + (order.updates or 1_000_000)):
-        numbers.put(number)
+    commit, committer = _start_committer(SqliteJournal(journal, durable=order.durable), lambda: None)
+    numbers = iter(range(order.first, order.first + (order.updates or 1_000_000)))
     if order.publisher:
         threading.Thread(target=_publish, args=(journal,), daemon=True).start()
-    threads = [
-        threading.Thread(target=_store, args=(commit, numbers, order.seed), daemon=True) for _ in range(order.threads)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+
+    async def store() -> None:
+        await asyncio.gather(*(_store(commit, numbers, order.seed) for _ in range(order.requests)))
+
+    asyncio.run(store())
+    commit.stop()
+    committer.join()
 
 
-def _store(commit: object, numbers: queue.SimpleQueue[int], seed: int) -> None:
+async def _store(commit: GroupCommit, numbers: Iterator[int], seed: int) -> None:
     from bridge.journal import Callback, NotStoredError
     from bridge.model import Kind
-    from bridge.receiver import PATIENCE
     from bridge.topics import Entry
 
-    while True:
-        try:
-            number = numbers.get_nowait()
-        except queue.Empty:
-            return
+    for number in numbers:
         chance = random.Random(f"{seed} {number}")
         identity = f"{number:032x}"
         topic = f"m{number // 3}/status"
         text = json.dumps({"event_id": identity, "filling": "x" * chance.randint(50, 1500)})
         entry = Entry(identity, Kind.STATUS, topic, "event/status/sent", number % 3, number, time.time(), text)
         try:
-            commit.append(Callback((entry,)), PATIENCE)  # type: ignore[attr-defined]
+            await commit.append(Callback((entry,)))
             answer = f"+ {identity}\n"
         except NotStoredError as error:
             answer = f"- {identity} {error}\n"

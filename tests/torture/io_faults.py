@@ -113,7 +113,7 @@ def _call(folder: Path, template: Path, fault: tuple[str, str], number: int, cha
             ]
         )
         with appender:
-            appender.start(Order(str(journal), 1_000_000, chance.getrandbits(32), updates=UPDATES, threads=3))
+            appender.start(Order(str(journal), 1_000_000, chance.getrandbits(32), updates=UPDATES, requests=3))
             code = appender.wait()
     # SQLite does not mind if the folder of a new log cannot be synced; the journal has done so before.
     faults = [line for line in trace.read_text().splitlines() if "(INJECTED)" in line]

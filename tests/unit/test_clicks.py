@@ -19,9 +19,10 @@ from bridge.journal.sqlite import SqliteJournal
 from bridge.meter import Meters
 from bridge.model import ButtonClick
 from bridge.payload import parse
-from bridge.receiver import application
+from bridge.receiver import Receiver
 from bridge.secret import veil_of
 from bridge.simulate import click, in_cloud_envelope
+from tests.unit.callers import as_wsgi
 from tests.unit.test_receiver import NOW, call
 
 FRIEND, STRANGER = "15550001234", "15550007777"
@@ -133,12 +134,12 @@ class Home:
         return config.load(None).settings
 
     def post(self, journal: SqliteJournal, settings: Settings, body: object) -> dict[str, int]:
-        def append(callback: Callback, _: float) -> Outcome:
+        async def append(callback: Callback) -> Outcome:
             self.asked.append(callback)
             (outcome,) = journal.append([callback])
             return outcome
 
-        app = application(
+        receiver = Receiver(
             Webhook(),
             append,
             buttons=settings.buttons,
@@ -146,7 +147,7 @@ class Home:
             now=lambda: NOW,
             meter=self._meter,
         )
-        answer: dict[str, int] = call(app, orjson.dumps(body)).json
+        answer: dict[str, int] = call(as_wsgi(receiver), orjson.dumps(body)).json
         return answer
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -66,20 +67,19 @@ class Bell:
         self.rung += 1
 
 
-class Sender(threading.Thread):
+class Sender:
     """A request: hands a callback over and keeps what it was told."""
 
-    def __init__(self, group: GroupCommit, what: Callback, patience: float = LONG) -> None:
-        super().__init__()
-        self._ask: Callable[[], Outcome] = lambda: group.append(what, patience)
-        self.outcome: Outcome | None = None
-        self.error: Exception | None = None
+    def __init__(self, group: GroupCommit, what: Callback, loop: asyncio.AbstractEventLoop) -> None:
+        self._told = asyncio.run_coroutine_threadsafe(group.append(what), loop)
 
-    def run(self) -> None:
-        try:
-            self.outcome = self._ask()
-        except Exception as error:
-            self.error = error
+    @property
+    def is_waiting(self) -> bool:
+        return not self._told.done()
+
+    @property
+    def answer(self) -> Outcome | BaseException:
+        return self._told.exception(LONG) or self._told.result()
 
 
 class Committer(threading.Thread):
@@ -130,29 +130,43 @@ class Queue(SimpleQueue[Any]):
         self.arrived.release()
 
 
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The event loop of a receiver, in a thread of its own."""
+    made = asyncio.new_event_loop()
+    thread = threading.Thread(target=made.run_forever)
+    thread.start()
+    yield made
+    made.call_soon_threadsafe(made.stop)
+    thread.join()
+    made.close()
+
+
+class Grouped(GroupCommit):
+    """The real thing; it knows the event loop, and tells when something was handed over."""
+
+    def __init__(self, journal: Watched, bell: Bell, loop: asyncio.AbstractEventLoop, patience: float = LONG) -> None:
+        super().__init__(journal, bell, patience)
+        self.loop = loop
+        self.queue = self._waiting = Queue()
+
+
 @pytest.fixture
-def group(journal: Watched, bell: Bell) -> GroupCommit:
-    made = GroupCommit(journal, bell)
-    made._waiting = Queue()
-    return made
+def group(journal: Watched, bell: Bell, loop: asyncio.AbstractEventLoop) -> Grouped:
+    return Grouped(journal, bell, loop)
 
 
-def send(group: GroupCommit, *callbacks: Callback) -> list[Sender]:
+def send(group: Grouped, *callbacks: Callback) -> list[Sender]:
     """Requests that arrive in this order."""
-    assert isinstance(group._waiting, Queue)
     senders = []
     for what in callbacks:
-        sender = Sender(group, what)
-        sender.start()
-        assert group._waiting.arrived.acquire(timeout=LONG)
-        senders.append(sender)
+        senders.append(Sender(group, what, group.loop))
+        assert group.queue.arrived.acquire(timeout=LONG)
     return senders
 
 
-def answers(senders: list[Sender]) -> list[Outcome | Exception | None]:
-    for sender in senders:
-        sender.join()
-    return [sender.error or sender.outcome for sender in senders]
+def answers(senders: list[Sender]) -> list[Outcome | BaseException]:
+    return [sender.answer for sender in senders]
 
 
 def stored(journal: SqliteJournal) -> list[int]:
@@ -160,9 +174,7 @@ def stored(journal: SqliteJournal) -> list[int]:
 
 
 class TestSharing:
-    def test_those_who_wait_while_one_is_stored_share_the_next_commit(
-        self, group: GroupCommit, journal: Watched
-    ) -> None:
+    def test_those_who_wait_while_one_is_stored_share_the_next_commit(self, group: Grouped, journal: Watched) -> None:
         """A commit each makes a burst of callbacks wait for the sum of all fsyncs, and the senders give up."""
         journal.hold()
         with Committer(group):
@@ -175,7 +187,7 @@ class TestSharing:
         assert [len(callbacks) for callbacks in journal.appends] == [1, 20]
         assert stored(journal) == list(range(1, 22))
 
-    def test_what_waits_is_stored_in_its_order(self, group: GroupCommit, journal: Watched) -> None:
+    def test_what_waits_is_stored_in_its_order(self, group: Grouped, journal: Watched) -> None:
         """On and off clicked in a second must not change places."""
         senders = send(group, *(callback(number) for number in (5, 3, 9, 1)))
         group.stop()
@@ -183,7 +195,7 @@ class TestSharing:
         answers(senders)
         assert stored(journal) == [5, 3, 9, 1]
 
-    def test_each_gets_its_own_counts(self, group: GroupCommit, journal: Watched) -> None:
+    def test_each_gets_its_own_counts(self, group: Grouped, journal: Watched) -> None:
         """The answer to one sender must not tell of what another one sent."""
         senders = send(group, callback(1, 2), callback(2), callback(), callback(3, 3, 1))
         group.stop()
@@ -191,7 +203,7 @@ class TestSharing:
         assert answers(senders) == [Outcome(2, 0), Outcome(0, 1), Outcome(0, 0), Outcome(1, 2)]
         assert len(journal.appends) == 1
 
-    def test_a_commit_is_bounded(self, group: GroupCommit, journal: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_commit_is_bounded(self, group: Grouped, journal: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a bound the first who waits pays for the last, and runs out of patience."""
         monkeypatch.setattr(commit, "MAX_UPDATES", 3)
         senders = send(group, *(callback(2 * number, 2 * number + 1) for number in range(1, 6)))
@@ -201,7 +213,7 @@ class TestSharing:
         assert [len(callbacks) for callbacks in journal.appends] == [2, 2, 1]
 
     def test_a_callback_larger_than_the_bound_is_stored(
-        self, group: GroupCommit, journal: Watched, monkeypatch: pytest.MonkeyPatch
+        self, group: Grouped, journal: Watched, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A bound that refused would refuse the largest callbacks for ever."""
         monkeypatch.setattr(commit, "MAX_UPDATES", 3)
@@ -210,20 +222,19 @@ class TestSharing:
         group.run()
         assert answers(senders) == [Outcome(9, 0), Outcome(1, 0)]
 
-    def test_many_threads_each_hear_of_their_own(self, group: GroupCommit, journal: Watched) -> None:
+    def test_many_requests_each_hear_of_their_own(self, group: Grouped, journal: Watched) -> None:
         """Answers that got mixed up would say stored to one whose callback is not."""
         told: dict[int, Outcome] = {}
 
-        def request(thread: int) -> None:
-            for number in range(thread * 100 + 1, thread * 100 + 41):
-                told[number] = group.append(callback(number, 1), LONG)
+        async def request(first: int) -> None:
+            for number in range(first, first + 40):
+                told[number] = await group.append(callback(number, 1))
+
+        async def all_of_them() -> None:
+            await asyncio.gather(*(request(place * 100 + 1) for place in range(8)))
 
         with Committer(group):
-            threads = [threading.Thread(target=request, args=(thread,)) for thread in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            asyncio.run_coroutine_threadsafe(all_of_them(), group.loop).result(LONG)
         assert len(told) == 320
         # All name update 1 as well: whoever was first stored it.
         assert sum(outcome.stored for outcome in told.values()) == len(set(told) | {1})
@@ -232,20 +243,19 @@ class TestSharing:
 
 
 class TestStored:
-    def test_an_append_returns_when_it_is_on_disk(self, group: GroupCommit, journal: Watched, tmp_path: Path) -> None:
+    def test_an_append_returns_when_it_is_on_disk(self, group: Grouped, journal: Watched, tmp_path: Path) -> None:
         """Promise 1: an answer before the commit is an answer that a power cut makes a lie."""
         journal.hold()
         with Committer(group):
             (sender,) = send(group, callback(1))
             assert journal.begun.wait(LONG)
-            assert sender.is_alive()
-            assert sender.outcome is None
+            assert sender.is_waiting
             journal.may_go_on.set()
             assert answers([sender]) == [Outcome(1, 0)]
             with SqliteJournal(tmp_path / "journal.db") as other:
                 assert stored(other) == [1]
 
-    def test_the_publisher_is_woken_once_a_commit(self, group: GroupCommit, bell: Bell) -> None:
+    def test_the_publisher_is_woken_once_a_commit(self, group: Grouped, bell: Bell) -> None:
         """Not woken, a click waits for the publisher's next look; woken for each, the publisher does nothing else."""
         senders = send(group, callback(1), callback(2), callback(3))
         group.stop()
@@ -253,7 +263,7 @@ class TestStored:
         answers(senders)
         assert bell.rung == 1
 
-    def test_the_publisher_is_not_woken_for_dead_letters_alone(self, group: GroupCommit, bell: Bell) -> None:
+    def test_the_publisher_is_not_woken_for_dead_letters_alone(self, group: Grouped, bell: Bell) -> None:
         """There is nothing for it to publish."""
         senders = send(group, Callback((), (DeadLetter("callback", "why", b"{", 1.0),)))
         group.stop()
@@ -264,7 +274,7 @@ class TestStored:
 
 class TestFailing:
     def test_everyone_who_waits_is_told_that_nothing_was_stored(
-        self, group: GroupCommit, journal: Watched, bell: Bell
+        self, group: Grouped, journal: Watched, bell: Bell
     ) -> None:
         """Whoever is not told waits in vain, or says 200 for what is not there."""
         journal.failure = NotStoredError("the disk is full")
@@ -275,7 +285,7 @@ class TestFailing:
         assert stored(journal) == []
         assert bell.rung == 0
 
-    def test_it_goes_on_after_a_passing_trouble(self, group: GroupCommit, journal: Watched) -> None:
+    def test_it_goes_on_after_a_passing_trouble(self, group: Grouped, journal: Watched) -> None:
         """When there is room again, callbacks must be taken without anyone's help."""
         journal.failure = NotStoredError("the disk is full")
         with Committer(group) as committer:
@@ -286,7 +296,7 @@ class TestFailing:
 
     @pytest.mark.parametrize("failure", [BrokenStorageError("fsync failed"), RuntimeError("a fault of ours")])
     def test_storage_that_failed_ends_it_after_all_were_told(
-        self, group: GroupCommit, journal: Watched, failure: Exception
+        self, group: Grouped, journal: Watched, failure: Exception
     ) -> None:
         """After a failed fsync the next one may lie: nothing more may be stored by this process."""
         journal.failure = failure
@@ -297,7 +307,7 @@ class TestFailing:
         assert answers(senders) == [failure, failure]
         assert len(journal.appends) == 1
 
-    def test_answers_that_do_not_match_the_questions_are_nobodys(self, group: GroupCommit, journal: Watched) -> None:
+    def test_answers_that_do_not_match_the_questions_are_nobodys(self, group: Grouped, journal: Watched) -> None:
         """One outcome too few would tell the second sender the count of the third, or leave one waiting."""
         journal.outcomes = [Outcome(1, 0)]
         senders = send(group, callback(1), callback(2))
@@ -306,20 +316,37 @@ class TestFailing:
         assert all(isinstance(answer, ValueError) for answer in answers(senders))
 
     def test_a_disk_that_is_too_slow_costs_the_sender_its_patience_and_no_update(
-        self, group: GroupCommit, journal: Watched
+        self, journal: Watched, bell: Bell, loop: asyncio.AbstractEventLoop
     ) -> None:
         """The sender hangs up after five seconds: better a 503 that it hears. Its next try is a duplicate."""
+        hasty = Grouped(journal, bell, loop, patience=0.0)
         journal.hold()
-        with Committer(group):
-            with pytest.raises(NotStoredError, match="the disk is too slow"):
-                group.append(callback(1), 0.0)
+        with Committer(hasty):
+            (answer,) = answers(send(hasty, callback(1)))
+            assert isinstance(answer, NotStoredError)
+            assert str(answer) == "the disk is too slow"
             journal.may_go_on.set()
-            assert group.append(callback(1), LONG) == Outcome(0, 1)
+        patient = Grouped(journal, bell, loop)
+        with Committer(patient):
+            assert answers(send(patient, callback(1))) == [Outcome(0, 1)]
+        assert stored(journal) == [1]
+
+    def test_a_loop_that_has_ended_is_no_trouble_for_what_is_stored(self, journal: Watched, bell: Bell) -> None:
+        """The process ends in this moment: what it took must be on disk, and nobody is left to be told."""
+        ended = asyncio.new_event_loop()
+        group = GroupCommit(journal, bell)
+        waiting = ended.create_task(group.append(callback(1)))
+        ended.run_until_complete(asyncio.sleep(0))
+        waiting.cancel()
+        ended.run_until_complete(asyncio.wait([waiting]))
+        ended.close()
+        group.stop()
+        group.run()
         assert stored(journal) == [1]
 
 
 class TestStopping:
-    def test_what_waits_is_stored_before_it_ends(self, group: GroupCommit, journal: Watched) -> None:
+    def test_what_waits_is_stored_before_it_ends(self, group: Grouped, journal: Watched) -> None:
         """Requests that are being answered while the bridge stops must get their answer."""
         senders = send(group, callback(1), callback(2))
         group.stop()
@@ -327,13 +354,13 @@ class TestStopping:
         assert answers(senders) == [Outcome(1, 0)] * 2
         assert stored(journal) == [1, 2]
 
-    def test_with_nothing_waiting_it_ends_at_once(self, group: GroupCommit, journal: Watched) -> None:
+    def test_with_nothing_waiting_it_ends_at_once(self, group: Grouped, journal: Watched) -> None:
         """A stop that waits for one more callback lasts until somebody clicks."""
         group.stop()
         assert group.step() is False
         assert journal.appends == []
 
-    def test_a_step_that_stored_says_that_there_may_be_more(self, group: GroupCommit) -> None:
+    def test_a_step_that_stored_says_that_there_may_be_more(self, group: Grouped) -> None:
         """Ending after the first commit would leave the second sender without an answer."""
         senders = send(group, callback(1))
         assert group.step() is True

@@ -109,16 +109,16 @@ def test_all_that_is_left_out_keeps_its_default(write: Write) -> None:
 
 def test_what_was_written_and_where_can_be_told(write: Write) -> None:
     """`check` could not say which of file and environment is in force."""
-    file = write("webhook:\n  workers: 2\n  threads: 3\n")
-    environ = {"WHATSAPP2MQTT_WEBHOOK__THREADS": "4", "WHATSAPP2MQTT_CONFIG": str(file), "HOME": "/root"}
+    file = write("webhook:\n  workers: 2\n  connections: 300\n")
+    environ = {"WHATSAPP2MQTT_WEBHOOK__CONNECTIONS": "400", "WHATSAPP2MQTT_CONFIG": str(file), "HOME": "/root"}
     loaded = load(file, environ)
     assert isinstance(loaded, Loaded)
-    assert (loaded.settings.webhook.workers, loaded.settings.webhook.threads) == (2, 4)
-    written = {name: str(loaded.written[name]) for name in ("webhook.workers", "webhook.threads", "webhook.path")}
-    assert written == {"webhook.workers": "2", "webhook.threads": "4", "webhook.path": "/webhook"}
+    assert (loaded.settings.webhook.workers, loaded.settings.webhook.connections) == (2, 400)
+    written = {name: str(loaded.written[name]) for name in ("webhook.workers", "webhook.connections", "webhook.path")}
+    assert written == {"webhook.workers": "2", "webhook.connections": "400", "webhook.path": "/webhook"}
     assert set(loaded.written) == {".".join(key) for key, _ in leaves(Settings)}
     assert loaded.origins["webhook.workers"] == f"{file}:2"
-    assert loaded.origins["webhook.threads"] == "WHATSAPP2MQTT_WEBHOOK__THREADS"
+    assert loaded.origins["webhook.connections"] == "WHATSAPP2MQTT_WEBHOOK__CONNECTIONS"
     assert "webhook.path" not in loaded.origins
 
 
@@ -653,12 +653,12 @@ def test_texts_of_the_environment_are_read_like_those_of_the_file() -> None:
         "WHATSAPP2MQTT_MQTT__ENCODE_DOTS": "true",
         "WHATSAPP2MQTT_MQTT__PROTOCOL": "5",
         "WHATSAPP2MQTT_EVENTS__MAX_AGE": "off",
-        "WHATSAPP2MQTT_WEBHOOK__THREADS": "8",
+        "WHATSAPP2MQTT_WEBHOOK__CONNECTIONS": "800",
         "WHATSAPP2MQTT_MQTT__TLS__DANGEROUSLY_ACCEPT_ANY_CERTIFICATE": "yes",
     }
     settings = load(None, environ).settings
     assert (settings.mqtt.encode_dots, settings.mqtt.protocol, settings.events.max_age) == (True, "5", None)
-    assert (settings.webhook.threads, settings.mqtt.tls.dangerously_accept_any_certificate) == (8, True)
+    assert (settings.webhook.connections, settings.mqtt.tls.dangerously_accept_any_certificate) == (800, True)
 
 
 @pytest.mark.parametrize(

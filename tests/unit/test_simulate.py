@@ -20,8 +20,9 @@ from bridge import payload, simulate
 from bridge.config import Address, Auth, Settings, Webhook
 from bridge.journal import Callback, NotStoredError, Outcome
 from bridge.model import ButtonClick, Kind, StatusUpdate
-from bridge.receiver import application
+from bridge.receiver import Receiver
 from bridge.simulate import STATUSES, SimulationError, click, in_cloud_envelope, message_id_for, post, status
+from tests.unit.callers import as_wsgi
 
 NUMBER = "15550001234"
 
@@ -105,7 +106,7 @@ class Bridge:
         self.paths: list[str] = []
         self.fails = False
 
-    def append(self, callback: Callback, _: float) -> Outcome:
+    async def append(self, callback: Callback) -> Outcome:
         if self.fails:
             raise NotStoredError("the disk is full")
         self.callbacks.append(callback)
@@ -129,7 +130,7 @@ def serving(auth: Auth | None = None, host: str = "127.0.0.1", told: str | None 
     """The real application on a free port; the settings name the address `told` if that is another one."""
     bridge = Bridge()
     webhook = Webhook(auth=auth or Auth())
-    app = application(webhook, bridge.append)
+    app = as_wsgi(Receiver(webhook, bridge.append))
 
     def noted(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         bridge.paths.append(environ["PATH_INFO"] + (f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else ""))
