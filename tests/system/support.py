@@ -178,6 +178,10 @@ class Program:
     def wait_said(self, text: str) -> None:
         self.wait_until(lambda: text in self.said)
 
+    def send_hangup(self) -> None:
+        """Have it read its files anew."""
+        self._process.send_signal(signal.SIGHUP)
+
     def wait(self) -> int:
         """Until it has ended and all that it said is read; its exit code."""
         code = self._process.wait(PATIENCE)

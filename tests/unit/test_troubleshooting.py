@@ -35,6 +35,8 @@ PLAIN = {
     "restore: …: …",
     "the receiver is stopping",
     "a thread ended",
+    "it was left out",
+    "the log level is changed",
     "… is no kind; choose from …, or ……",
     "the url is none (…); write e.g. http://127.0.0.1:8080/webhook",
     "the url names no host or no protocol; write e.g. http://127.0.0.1:8080/webhook",
