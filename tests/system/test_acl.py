@@ -1,4 +1,4 @@
-"""The rights that docs/security.md asks for at the broker are enough, and no more is allowed: its very text is tried."""
+"""The rights that docs/security.md asks for at the broker are enough, and no more is allowed: tried word for word."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import pytest
 from tests.system.conftest import MakeBridge
 from tests.system.support import Bridge, Program, Subscriber, free_port, program, status
 
-ACL = re.findall(
-    r"```text\n(user whatsapp2mqtt.*?)```", (Path(__file__).parents[2] / "docs/security.md").read_text(), re.DOTALL
-)
+DOCUMENT = (Path(__file__).parents[2] / "docs/security.md").read_text(encoding="utf-8")
+ACL = re.findall(r"```text\n(user whatsapp2mqtt.*?)```", DOCUMENT, re.DOTALL)
 PASSWORD = "a-password-of-the-test"
 
 
