@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -27,10 +26,11 @@ def journal_of(settings: Settings) -> Household:
     return engine_of(settings).journal()
 
 
-def listed(letters: list[Buried]) -> Iterator[str]:
-    """A line for each: number, when, what, why."""
-    for letter in letters:
-        yield f"{letter.number:>6}  {iso_utc(letter.received)}  {letter.source:<11}  {printable(letter.reason)}"
+def listed(letters: list[Buried]) -> list[tuple[str, str, str, str]]:
+    """A row for each: number, when, what, why."""
+    return [
+        (str(letter.number), iso_utc(letter.received), letter.source, printable(letter.reason)) for letter in letters
+    ]
 
 
 def shown(letter: Buried) -> str:

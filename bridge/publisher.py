@@ -29,6 +29,7 @@ import orjson
 import structlog
 
 from bridge import topics
+from bridge.again import LAST_TOPIC
 from bridge.clock import Clock
 from bridge.config import BrokerUrl, Tls
 from bridge.discovery import Discovery
@@ -68,8 +69,6 @@ STRIKES = 3
 CANARY_AGAIN, CANARY_GIVE_UP = 1.0, 5.0
 #: Seconds in which a missing checkpoint may still come, once the broker has shown that it serves retained messages.
 CHECKPOINT_GRACE = 1.0
-#: Sorts behind every topic.
-LAST_TOPIC = "\U0010ffff"
 #: Seconds for what is in flight when the bridge stops.
 STOP_PATIENCE = 3.0
 #: A turn of the publisher's loop takes no longer than this many seconds, a connection that hangs included.

@@ -43,6 +43,7 @@ from bridge.keeper import Keeper
 from bridge.loglevel import LogLevel, hold_signals
 from bridge.meter import Meters
 from bridge.model import Kind
+from bridge.ports import PortError, check_free
 from bridge.privacy import Veil, masked
 from bridge.publisher import Publisher, PublisherSettings
 from bridge.requests import Requests
@@ -542,22 +543,10 @@ def _answers(address: Address) -> bool:
 
 
 def _check_free(address: Address, setting: str) -> None:
-    """Raise StartError if someone listens there already: granian shares ports and would not notice."""
-    if address.port == 0:
-        return
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-            probe.listen(1)
-        except PermissionError:
-            raise StartError(f"{setting}: port {address.port} needs root; choose one from 1024 up") from None
-        except OSError as error:
-            raise StartError(
-                f"{setting}: {address} cannot be used: {(error.strerror or str(error)).lower()}; "
-                f"set {setting} to another address or port, or stop what listens there"
-            ) from None
+    try:
+        check_free(address, setting)
+    except PortError as error:
+        raise StartError(str(error)) from None
 
 
 def _check_broker_free(address: Address) -> None:

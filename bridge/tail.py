@@ -7,7 +7,8 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import click
 import orjson
@@ -18,12 +19,76 @@ from bridge.logs import printable
 from bridge.mqtt import Connection, ConnectionEndedError, Message
 
 
-def follow(settings: Settings, topic: str | None, *, count: int | None, as_json: bool, retained: bool) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which messages are shown: those for which all that is set holds.
+
+    Attributes:
+        base_topic: Of the bridge.
+        kind: `status`, `button` or `bridge`.
+        status: Of an update.
+        button: A click's payload.
+        about: What stands in the JSON as message id or number.
+        events: Only what is never retained.
+    """
+
+    base_topic: str
+    kind: str | None = None
+    status: str | None = None
+    button: str | None = None
+    about: str | None = None
+    events: bool = False
+
+    def __call__(self, message: Message) -> bool:
+        below = message.topic.removeprefix(f"{self.base_topic}/")
+        if self.events and not below.startswith("event/"):
+            return False
+        if self.kind is not None and self.kind != _kind(below):
+            return False
+        if self.status is None and self.button is None and self.about is None:
+            return True
+        try:
+            found = orjson.loads(message.payload)
+        except orjson.JSONDecodeError:
+            return False
+        if not isinstance(found, dict):
+            return False
+        return (
+            (self.status is None or found.get("status") == self.status)
+            and (self.button is None or found.get("payload") == self.button)
+            and (self.about is None or self.about in _who_and_what(found))
+        )
+
+
+def _kind(below: str) -> str | None:
+    """What a topic below the base topic is about."""
+    first, _, rest = below.partition("/")
+    if first in ("event", "last"):
+        first = rest.partition("/")[0]
+    return first if first in ("bridge", "button", "status") else "status" if below.endswith("/status") else None
+
+
+def _who_and_what(document: dict[str, object]) -> set[object]:
+    context = document.get("context")
+    found = {document.get(key) for key in ("message_id", "recipient_id", "from")}
+    return found | {context.get("id")} if isinstance(context, dict) else found
+
+
+def follow(
+    settings: Settings,
+    topic: str | None,
+    fits: Callable[[Message], bool] = lambda _: True,
+    *,
+    count: int | None,
+    as_json: bool,
+    retained: bool,
+) -> Iterator[str]:
     """Yield a text for each message, for ever or until `count`; a broker that is away is waited for.
 
     Args:
         settings: Where the broker is.
         topic: A filter; everything below the base topic if None.
+        fits: Which messages of it are wanted.
         count: End after so many.
         as_json: One JSON object a line.
         retained: Also what the broker had kept.
@@ -39,7 +104,7 @@ def follow(settings: Settings, topic: str | None, *, count: int | None, as_json:
         try:
             for message in _messages(settings, failover, wanted):
                 said = ""
-                if message.retain and not retained:
+                if (message.retain and not retained) or not fits(message):
                     continue
                 yield _as_json(message) if as_json else _readable(message)
                 shown += 1

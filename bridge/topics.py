@@ -32,6 +32,7 @@ BRIDGE_CHECKPOINT = "bridge/checkpoint"
 BRIDGE_HEALTH = "bridge/health"
 BRIDGE_REQUEST = "bridge/request"
 BRIDGE_RESPONSE = "bridge/response"
+BRIDGE_DOCTOR = "bridge/doctor"
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]+").fullmatch
 _CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")

@@ -1,4 +1,4 @@
-"""The pages that follow from the code: `docs/settings.md` and `docs/topics.md`, from the templates in scripts/pages.
+"""The pages that follow from the code: settings, topics and commands, from the templates in scripts/pages.
 
 Settings come from the schema in bridge/config.py. Topics and JSON are made by bridge/topics.py from two callbacks of
 tests/payloads; what each topic and key means stands here, and a test holds it against what the code really makes.
@@ -7,16 +7,20 @@ tests/payloads; what each topic and key means stands here, and a test holds it a
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import jinja2
 import orjson
 import yaml
 
 from bridge import topics
+from bridge.cli import main as cli
 from bridge.config import ENV_PREFIX, Settings, leaves, sections
 from bridge.payload import parse
 
@@ -42,6 +46,7 @@ TOPICS: dict[str, tuple[bool, str]] = {
     ),
     f"{topics.BRIDGE_REQUEST}/<what>": (False, "JSON, **to** the bridge: see [requests](requests.md)"),
     f"{topics.BRIDGE_RESPONSE}/<what>": (False, "JSON: the answer to such a request"),
+    topics.BRIDGE_DOCTOR: (True, "for the command `doctor`, which takes it away again at once"),
 }
 
 STATUS_KEYS = {
@@ -108,6 +113,7 @@ def pages() -> dict[str, str]:
     templates.filters["pretty"] = lambda text: json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     return {
         "settings.md": templates.get_template("settings.md").render(env_prefix=ENV_PREFIX, sections=_settings()),
+        "commands.md": templates.get_template("commands.md").render(env_prefix=ENV_PREFIX, commands=list(_commands())),
         "topics.md": templates.get_template("topics.md").render(
             topics=TOPICS,
             level=topics.level,
@@ -149,6 +155,26 @@ def _settings() -> list[dict[str, Any]]:
             }
         )
     return list(found.values())
+
+
+def _commands(group: click.Group = cli, above: str = "whatsapp2mqtt") -> Iterator[dict[str, Any]]:
+    """Each command with its words and options, as click knows them; groups before what is in them."""
+    context = click.Context(group, info_name=above)
+    for name, command in group.commands.items():
+        own = click.Context(command, info_name=name, parent=context)
+        full = f"{above} {name}".removeprefix("whatsapp2mqtt ")
+        yield {
+            "name": full,
+            "usage": " ".join(command.get_usage(own).removeprefix("Usage: ").split()),
+            "about": inspect.cleandoc(command.help or ""),
+            "options": [
+                {"names": ", ".join(record[0].split(", ")), "about": record[1]}
+                for option in command.params
+                if isinstance(option, click.Option) and (record := option.get_help_record(own)) is not None
+            ],
+        }
+        if isinstance(command, click.Group):
+            yield from _commands(command, full if above == "whatsapp2mqtt" else f"{above} {name}")
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from bridge.admin import metrics
 from bridge.admin.door import COOKIE, LOGIN_HOLDS, Caller, Door, Refusal, caller_of, headers
 from bridge.admin.pages import NAVIGATION, Go, MissingError, Pages, Visit
 from bridge.admin.status import Sources, Watch
+from bridge.again import topics_since
 from bridge.config import ConfigError
 from bridge.journal import JournalError, NotStoredError
 
@@ -113,7 +114,25 @@ def application(sources: Sources, door: Door) -> Bottle:
 
     answer("/healthz", healthz, is_public=True)
     answer("/readyz", readyz, is_public=True)
+
+    def replay() -> HTTPResponse:
+        try:
+            moment = float(orjson.loads(request.body.read())["since"])
+        except (ValueError, KeyError, TypeError):
+            return _json({"error": "since: is no number; send epoch seconds"}, 400)
+        try:
+            with sources.journal.turn:
+                after = sources.journal.place_before(moment)
+                topics = sum(1 for _ in topics_since(sources.journal, moment))
+        except (JournalError, NotStoredError) as error:
+            return _json({"error": str(error)}, 503)
+        if not sources.publisher.connected:
+            return _json({"error": f"the broker is not reached: {sources.publisher.trouble}"}, 503)
+        sources.publisher.replay(after)
+        return _json({"topics": topics})
+
     answer("/api/status", lambda: _json(watch.detail()))
+    answer("/api/replay", replay, method="POST")
     answer("/metrics", lambda: HTTPResponse(measured.text(), 200, {"Content-Type": metrics.CONTENT_TYPE}))
 
     # --- for people --------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """The command line. Commands import what they need when they run, so that `--help` and `version` are quick.
 
 common.py    what every command shares
+show.py      tables, colours and progress bars
 running.py   run, check, healthy, install-service, password, version
+asking.py    status, doctor, replay, completion
 trying.py    simulate, tail
 letters.py   dead-letters
 keeping.py   backup, restore, clean, migrate-settings
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import click
 
-from bridge.cli import keeping, letters, running, trying
+from bridge.cli import asking, keeping, letters, running, trying
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -22,9 +24,12 @@ def main() -> None:
 for _command in (
     running.run,
     running.check,
+    asking.status,
+    asking.doctor,
     trying.simulate,
     trying.tail,
     letters.dead_letters,
+    asking.replay,
     keeping.backup,
     keeping.restore,
     keeping.clean,
@@ -32,6 +37,7 @@ for _command in (
     running.healthy,
     running.install_service,
     running.password,
+    asking.completion,
     running.version,
 ):
     main.add_command(_command)

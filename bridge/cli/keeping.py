@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bridge.cli.common import EXIT_FAILED, EXIT_SETTINGS, config_option, explained, fail, load
+from bridge.cli.show import progress
 
 PG_DUMP = "e.g. `pg_dump --format=custom --schema=whatsapp2mqtt --file=FILE DATABASE`, or a backup of the whole server"
 PG_RESTORE = "stop all bridges, then `pg_restore --clean --if-exists --dbname=DATABASE FILE`"
@@ -89,8 +90,8 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
                 if not yes:
                     click.echo("Nothing was removed; `clean --yes` removes them.")
                     return
-                with click.progressbar(length=len(found.all), label="Removing") as bar:
-                    remove(settings, found, bar.update)
+                with progress("Removing", len(found.all)) as removed:
+                    remove(settings, found, removed)
                 if journal is not None:
                     journal.cleaned()
                 left = stands(settings, service.plan(settings))

@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from bridge.cli.common import EXIT_FAILED, config_option, explained, load
+from bridge.cli.show import table
 
 
 @click.group("dead-letters")
@@ -19,8 +20,9 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 @config_option
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="The newest so many.")
+@click.option("--source", type=click.Choice(["callback", "item", "publication"]), help="Only those of one kind.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line: number, received, source, reason.")
-def dead_letters_list(config: Path | None, limit: int, as_json: bool) -> None:
+def dead_letters_list(config: Path | None, limit: int, source: str | None, as_json: bool) -> None:
     """List them, newest first."""
     with explained():
         import orjson
@@ -28,13 +30,13 @@ def dead_letters_list(config: Path | None, limit: int, as_json: bool) -> None:
         from bridge.dead_letters import journal_of, listed
 
         with journal_of(load(config).settings) as journal:
-            letters = journal.dead_letters(limit=limit)
+            letters = [one for one in journal.dead_letters(limit=limit) if source in (None, one.source)]
         if as_json:
             for letter in letters:
                 keys = {"number": letter.number, "received": letter.received, "source": letter.source}
                 click.echo(orjson.dumps({**keys, "reason": letter.reason}))
         elif letters:
-            click.echo("\n".join(listed(letters)))
+            table(("number", "received", "source", "reason"), listed(letters))
         else:
             click.echo("There are no dead letters.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,17 +39,25 @@ def simulate(config: Path | None, kinds: tuple[str, ...], url: str | None, **opt
 @click.command()
 @config_option
 @click.option("--topic", help="What to subscribe to; everything below the base topic if absent.")
+@click.option("--kind", type=click.Choice(["status", "button", "bridge"]), help="Only messages about these.")
+@click.option("--status", help="Only updates of this status, e.g. failed.")
+@click.option("--button", help="Only clicks with this payload.")
+@click.option("--about", help="Only what holds this message id or phone number in its JSON.")
+@click.option("--events", is_flag=True, help="Only events, each once; without what is retained.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line: topic, retain, payload.")
 @click.option("--retained/--no-retained", default=True, show_default=True, help="Also show what the broker had kept.")
-def tail(config: Path | None, topic: str | None, count: int | None, as_json: bool, retained: bool) -> None:
-    """Print topics as they come; Ctrl+C ends it."""
+def tail(
+    config: Path | None, topic: str | None, count: int | None, as_json: bool, retained: bool, **wanted: Any
+) -> None:
+    """Print topics as they come; Ctrl+C ends it. What is asked for by several options must all hold."""
     with explained():
-        from bridge.tail import follow
+        from bridge.tail import Filter, follow
 
         settings = load(config).settings
+        fits = Filter(settings.mqtt.base_topic, **wanted)
         try:
-            for line in follow(settings, topic, count=count, as_json=as_json, retained=retained):
+            for line in follow(settings, topic, fits, count=count, as_json=as_json, retained=retained):
                 click.echo(line)
         except KeyboardInterrupt:
             sys.exit(130)

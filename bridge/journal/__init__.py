@@ -379,6 +379,10 @@ class Household(Journal, Discoveries, Protocol):
         """Mark the oldest standing topics for clearing where more than `most` stand; how many."""
         ...
 
+    def place_before(self, moment: float) -> int:
+        """The place behind which everything stands that was received from a moment on, in epoch seconds."""
+        ...
+
     def standing(self) -> list[str]:
         """Topics of the ledger that stand on the broker, as far as is known."""
         ...

@@ -289,6 +289,10 @@ class PostgresqlJournal:
                 for topic, seq, event_id, kind, late, document in rows
             ]
 
+    def place_before(self, moment: float) -> int:
+        """The place behind which everything stands that was received from a moment on, in epoch seconds."""
+        return int(self._one(sql.PLACE_BEFORE, moment))
+
     def backlog(self) -> int:
         """How many updates wait to be settled."""
         return int(self._one(sql.BACKLOG))

@@ -183,6 +183,8 @@ SELECT seq, lower(hex(event_id)), kind, topic, event_topic, advances, timestamp,
 FROM updates WHERE seq > ? ORDER BY seq LIMIT ?
 """
 
+_NEWEST = "SELECT coalesce(max(seq), 0) FROM updates"
+
 _RETAINED = """
 SELECT ledger.topic, ledger.seq, lower(hex(updates.event_id)), ledger.kind, updates.late, updates.document
 FROM ledger JOIN updates ON updates.seq = ledger.seq
@@ -396,10 +398,16 @@ class SqliteJournal:
                 for topic, seq, event_id, kind, late, document in db.execute(_RETAINED, (*after, upto, limit))
             ]
 
+    def place_before(self, moment: float) -> int:
+        """The place behind which everything stands that was received from a moment on, in epoch seconds."""
+        with self._reading() as db:
+            first = db.execute("SELECT min(seq) FROM updates WHERE received >= ?", (moment,)).get
+            return int(first) - 1 if first is not None else int(db.execute(_NEWEST).get)
+
     def backlog(self) -> int:
         """How many updates wait to be settled, at most (places that were skipped count)."""
         with self._reading() as db:
-            newest = db.execute("SELECT coalesce(max(seq), 0) FROM updates").get
+            newest = db.execute(_NEWEST).get
         return max(0, int(newest) - self.settled())
 
     # --- what stands on the broker, and for how long ---------------------------------------------------------

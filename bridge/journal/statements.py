@@ -278,6 +278,10 @@ WHERE ledger.state = 0 AND (ledger.seq, ledger.topic) > (%(seq)s, %(topic)s) AND
 ORDER BY ledger.seq, ledger.topic LIMIT %(limit)s
 """
 
+PLACE_BEFORE = """
+SELECT coalesce((SELECT min(seq) - 1 FROM updates WHERE received >= %s), (SELECT max(seq) FROM updates), 0)
+"""
+
 #: Exact, and next to nothing to count where nothing waits.
 BACKLOG = """
 SELECT count(*) FROM partitions JOIN updates

@@ -153,6 +153,10 @@ class Program:
         return self._process.pid
 
     @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
     def log(self) -> list[dict[str, Any]]:
         """What it logged, as JSON."""
         return [json.loads(line) for line in self.err if line.startswith("{")]

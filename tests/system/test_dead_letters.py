@@ -88,11 +88,13 @@ def test_what_was_not_understood_is_listed_shown_and_dropped(home: Home) -> None
     hostile = b'{"no": "callback", "text": "\x1b[2Jgr\xc3\xbcn"} trailing'
     assert home.post_bytes(hostile) == 200
     assert home.post_bytes(b'{"statuses": [{"status": "read"}]}') == 200
-    listed = home.said("dead-letters", "list").splitlines()
+    names, *listed = home.said("dead-letters", "list").splitlines()
+    assert names.split() == ["number", "received", "source", "reason"]
     assert [line.split()[0] for line in listed] == ["2", "1"]
-    assert listed[0].endswith("item         statuses[]: id is missing or empty")
+    assert listed[0].endswith("item      statuses[]: id is missing or empty")
     assert " callback " in listed[1]
-    assert home.said("dead-letters", "list", "--limit", "1").splitlines() == listed[:1]
+    assert len(home.said("dead-letters", "list", "--limit", "1").splitlines()) == 2
+    assert home.said("dead-letters", "list", "--source", "callback").splitlines()[1].startswith("1 ")
     assert [(letter["number"], letter["source"]) for letter in home.letters()] == [(2, "item"), (1, "callback")]
     shown = home.said("dead-letters", "show", "1")
     assert '\\x1b[2Jgrün"} trailing' in shown

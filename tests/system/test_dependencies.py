@@ -18,8 +18,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: pyproject.toml, and has looked whether it has wheels for amd64 and arm64, and what armv7 does.
 ALLOWED = {
     *("apsw", "bottle", "click", "granian", "jinja2", "limits", "orjson", "paho-mqtt", "prometheus-client", "pyyaml"),
-    *("structlog", "voluptuous", "waitress", "werkzeug"),
+    *("rich", "structlog", "voluptuous", "waitress", "werkzeug"),
     "markupsafe",  # of jinja2 and werkzeug
+    *("markdown-it-py", "mdurl", "pygments"),  # of rich
     *("deprecated", "packaging", "typing-extensions", "wrapt"),  # of limits
 }
 EXTRAS = {

@@ -65,9 +65,9 @@ class TestReading:
             Buried(12, NOW, "callback", "no JSON", None, b""),
             Buried(7, NOW + 1, "publication", "refused", 5, b""),
         ]
-        assert list(listed(letters)) == [
-            "    12  2026-09-21T14:13:20.000Z  callback     no JSON",
-            "     7  2026-09-21T14:13:21.000Z  publication  refused",
+        assert listed(letters) == [
+            ("12", "2026-09-21T14:13:20.000Z", "callback", "no JSON"),
+            ("7", "2026-09-21T14:13:21.000Z", "publication", "refused"),
         ]
 
     def test_all_of_one_is_shown_json_readable(self) -> None:

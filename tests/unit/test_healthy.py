@@ -22,6 +22,7 @@ class Page(BaseHTTPRequestHandler):
         type(self).asked.append((self.path, self.headers["Authorization"]))
         self.send_response(type(self).code)
         self.end_headers()
+        self.wfile.write(b"{}")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -46,7 +47,7 @@ def test_the_page_is_asked_where_the_bridge_left_its_address(page: HTTPServer, t
     """503 is what a bridge with a thread that hangs says; to be there is not enough."""
     Page.code = code
     url = f"http://127.0.0.1:{page.server_address[1]}/"
-    words = f"{url}healthz says 503: a part of the bridge hangs"
+    words = "/healthz says 503: a part of the bridge hangs"
     assert unwell(settings(tmp_path, url)) == (None if code == 200 else words)
     assert Page.asked == [("/healthz", "Bearer secret")]
 
@@ -56,4 +57,4 @@ def test_an_address_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     found = settings(tmp_path, "http://127.0.0.1:1/")
     (tmp_path / "journal.admin").unlink()
     (tmp_path / "journal.admin").mkdir()
-    assert "cannot be looked at: Is a directory; ask as the bridge's user" in str(unwell(found))
+    assert "cannot be read: Is a directory; ask as the bridge's user" in str(unwell(found))

@@ -167,8 +167,8 @@ def test_a_dead_letter_cannot_steer_the_terminal(text: str) -> None:
     for body in (text.encode(), orjson.dumps([text]), orjson.dumps({text: text}), json.dumps([text]).encode("utf-16")):
         letter = Buried(7, 1_790_000_000.0, "callback", text, None, body)
         assert dead_letters.shown(letter).replace("\n", "").isprintable()
-        [line] = dead_letters.listed([letter])
-        assert line.isprintable()
+        [row] = dead_letters.listed([letter])
+        assert "".join(row).isprintable()
 
 
 @pytest.mark.parametrize("depth", [32, 200, 255, 500, 1_025, 10_000])

@@ -16,6 +16,8 @@ HEADINGS = re.findall(r"^### `(.*)`$", PAGE, re.MULTILINE)
 #: Whose words are for the user. Those about settings explain themselves, and a body's stand in its dead letter.
 FOR_USERS = {
     "StartError",
+    "PortError",
+    "NotRunningError",
     "JournalError",
     "NotStoredError",
     "ConnectionEndedError",
