@@ -17,8 +17,9 @@ MakeBridge = Callable[..., Bridge]
 Look = Callable[..., Onlooker]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Ended with the last test here: while its driver runs, its thread can run no other event loop."""
     with chromium() as running:
         yield running
 
