@@ -192,14 +192,30 @@ class Discovery:
                 fresh |= self._see(self._buttons, "button", document["payload"], document.get("text"), seq, seen, most)
         surplus = self._surplus()
         for one in surplus:
-            del self._buttons[one.key]
-            self._awaited.pop(one.key, None)
-            self._ready_at.pop(one.key, None)
+            self._drop(one)
             seen.pop(("button", one.key), None)
         if seen or surplus:
             self._store(list(seen.values()), surplus)
         if fresh:
             self._change()
+
+    def forget(self, learned: Iterable[tuple[str, str]]) -> None:
+        """Let go of buttons and phones, by kind and key; Home Assistant loses what it was told of them."""
+        known = {(one.kind, one.key): one for one in (*self._buttons.values(), *self._phones.values())}
+        gone = [known[one] for one in learned if one in known]
+        for one in gone:
+            self._drop(one)
+        self._store((), gone)
+        self._change()
+
+    def _drop(self, one: Learned) -> None:
+        if one.kind == "phone":
+            del self._phones[one.key]
+            return
+        del self._buttons[one.key]
+        self._awaited.pop(one.key, None)
+        self._ready_at.pop(one.key, None)
+        self._unnoted.pop(one.key, None)
 
     def ready_at(self, payload: str) -> float:
         """When a click on this may be sent; infinity: as soon as the broker has its discovery."""

@@ -48,9 +48,9 @@ WORD_KEYS = frozenset(("payload", "title"))
 #: Keys whose values are digits and never a person's: times, codes, the template's id.
 NUMERIC_KEYS = re.compile(r".*(timestamp|time|_at|code|count|amount|expir\w*)|templateId|template_id").fullmatch
 
-_GAP = r"[ \u00a0().\-/]{0,2}"
+GAP = r"[ \u00a0().\-/]{0,2}"
 #: 7 to 15 digits (ITU-T E.164 has no longer ones), as people write them.
-_NUMBER = rf"(?:\+|(?<!\d))\(?\d(?:{_GAP}\d){{6,14}}(?!\d)"
+_NUMBER = rf"(?:\+|(?<!\d))\(?\d(?:{GAP}\d){{6,14}}(?!\d)"
 _RUN = re.compile(r"(?<!\d)\d{7,15}(?!\d)")
 # Each begins where nothing of its kind stands before it, and gives nothing back: no text takes more than one look.
 _VEILED = r"h-[0-9a-f]{16}(?:@[\w.]+)?(?!\w)|(?<!\*)\*{3,}+[^\s*]{0,4}(?:@[\w.]+)?(?![\w*])"
@@ -60,13 +60,13 @@ _DATE = r"(?<!\d)\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:\.\d{1,9})?)?(?![\d
 _PARTS = re.compile(
     rf"(?P<veiled>{_VEILED})|(?P<wamid>{_WAMID})|(?P<date>{_DATE})|(?P<word>{_WORD})|(?P<number>{_NUMBER})"
 )
-_IS_VEILED = re.compile(_VEILED).fullmatch
+is_veiled = re.compile(_VEILED).fullmatch
 _IS_OPAQUE = re.compile(r"(?:wamid\.|id\.)?(?:[0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})")
-_INTERNATIONAL = re.compile(rf"\+\(?\d(?:{_GAP}\d){{6,14}}(?!\d)")
-_PHONE_LIKE = re.compile(r"[+\d][\d ().\-/\u00a0]*").fullmatch
+_INTERNATIONAL = re.compile(rf"\+\(?\d(?:{GAP}\d){{6,14}}(?!\d)")
+is_phone_like = re.compile(r"[+\d][\d ().\-/\u00a0]*").fullmatch
 #: Digits in the disguises of a text that was not parsed: JSON's escapes and a form's.
-_DISGUISED_DIGIT = re.compile(r"\\u003(\d)|%3(\d)")
-_ANY_WORD = re.compile(_WORD)
+DISGUISED_DIGIT = re.compile(r"\\u003(\d)|%3(\d)")
+ANY_WORD = re.compile(_WORD)
 
 #: So many people of one callback are looked for within words, too; of more, whole words alone: the time that takes
 #: would grow with their number times the length of all texts.
@@ -196,12 +196,12 @@ class Veil:
             return NOT_KEPT.format(len(body)).encode()
         if "\0" in text:  # UTF-16, or something packed
             return NOT_KEPT.format(len(body)).encode()
-        text = _DISGUISED_DIGIT.sub(lambda found: found[1] or found[2], text)
+        text = DISGUISED_DIGIT.sub(lambda found: found[1] or found[2], text)
         return _Sight(self, (), ()).text(text).encode()
 
     def person(self, text: str) -> str:
         """A number, user or group, replaced; what was replaced before stays."""
-        if self._numbers == "keep" or not text or _IS_VEILED(text):
+        if self._numbers == "keep" or not text or is_veiled(text):
             return text
         local, at, server = text.partition("@")
         if self._numbers == "hash":
@@ -221,7 +221,7 @@ class Veil:
 
 def canonical(text: str) -> str:
     """A number without what people put between its digits; any other text as it is."""
-    if not _PHONE_LIKE(text):
+    if not is_phone_like(text):
         return text
     digits = "".join(str(int(one)) for one in text if one.isdecimal())
     return digits.removeprefix("00")
@@ -233,7 +233,7 @@ class _Sight:
     def __init__(self, veil: Veil, people: Iterable[str | None], business: Iterable[str | None]) -> None:
         self._veil = veil
         self._business = {canonical(one) for one in business if one}
-        found = {one for one in people if one and len(one) >= 5 and not _IS_VEILED(one)}
+        found = {one for one in people if one and len(one) >= 5 and not is_veiled(one)}
         found |= {canonical(one) for one in found}
         self._people = frozenset(one for one in found if canonical(one) not in self._business)
         # The longest first: one may begin another.
@@ -250,7 +250,7 @@ class _Sight:
         return self._veil.identifier(text) if self._carries(text) else text
 
     def _carries(self, text: str) -> bool:
-        if is_opaque(text) or _IS_VEILED(text):
+        if is_opaque(text) or is_veiled(text):
             return False
         if text.startswith("wamid.") and re.fullmatch(_WAMID, text):
             return len(text) > 12 or _RUN.search(text) is not None
@@ -258,7 +258,7 @@ class _Sight:
             _RUN.search(text) is not None
             or _INTERNATIONAL.search(text) is not None
             or self._names_someone(text)
-            or any(hides_number(token) for token in _ANY_WORD.findall(text))
+            or any(hides_number(token) for token in ANY_WORD.findall(text))
         )
 
     def _names_someone(self, text: str) -> bool:
@@ -377,7 +377,7 @@ _LOGGED = re.compile(
     r"(?P<moment>(?<!\d)\d{8}T\d{6}(?!\d))"
     r"|(?P<wamid>wamid\.(?:[A-Za-z0-9+/_=\-]|%(?:2B|2F|3D))+)"
     r"|(?P<word>[A-Za-z0-9+_\-]{12,}={0,2})"  # no slash: it parts topics and paths, and no encoded digit needs one
-    rf"|(?P<number>\+\(?\d(?:{_GAP}\d){{6,14}}(?!\d)|\d{{7,}}|(?<!\d)\d{{2,5}}(?:[ \-]\d{{2,5}}){{2,4}}(?!\d))"
+    rf"|(?P<number>\+\(?\d(?:{GAP}\d){{6,14}}(?!\d)|\d{{7,}}|(?<!\d)\d{{2,5}}(?:[ \-]\d{{2,5}}){{2,4}}(?!\d))"
 )
 
 

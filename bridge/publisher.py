@@ -21,7 +21,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -248,6 +248,7 @@ class Publisher:
         self._answer_strikes = 0
         self._renews = False  # the connection, as soon as nothing is in flight
         self._replay: int | None = None  # the place after which retained topics are wanted once more
+        self._forgets: tuple[Sequence[tuple[str, str]], threading.Event] | None = None  # what was learned; done
         self._reports: deque[bytes] = deque(maxlen=1)  # the health report that waits to be sent
         self._report = b""  # the newest one
         self._cleared: list[str] = []  # acknowledged, and not yet noted
@@ -343,6 +344,21 @@ class Publisher:
         """
         self._replay = after
         self._doorbell.ring()
+
+    def forget(self, learned: Sequence[tuple[str, str]], patience: float) -> bool:
+        """Let go of what was learned, by kind and key; from any other thread.
+
+        Args:
+            learned: As in the journal's `Traces`.
+            patience: Seconds that it may take.
+
+        Returns:
+            Whether nothing here remembers it any more.
+        """
+        done = threading.Event()
+        self._forgets = learned, done
+        self._doorbell.ring()
+        return done.wait(patience)
 
     @property
     def broker(self) -> BrokerUrl:
@@ -664,6 +680,11 @@ class Publisher:
     def _fill(self) -> bool:
         """Fill the window: with what waits, then new updates, then what is to be restored."""
         did = self._listening and self._find_checkpoint()
+        if self._forgets is not None:
+            (learned, done), self._forgets = self._forgets, None
+            if self._discovery is not None:
+                self._discovery.forget(learned)
+            done.set()
         if self._replay is not None and not self._listening:
             self._restore = min((self._replay, LAST_TOPIC), self._restore or (self._replay, LAST_TOPIC))
             self._restore_upto, self._replay = self._fetched, None

@@ -130,6 +130,11 @@ class Tap:
                 self._shown.popleft()
             return list(self._shown)
 
+    def forget(self) -> None:
+        """Show none of them any more."""
+        with self._lock:
+            self._shown.clear()
+
     def _bound(self) -> socket.socket:
         self._path.unlink(missing_ok=True)
         taker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)

@@ -71,6 +71,11 @@ class Server:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
+    def path(self) -> str:
+        """For programs that come with the server."""
+        return f"{self._programs}:/usr/bin:/bin"
+
+    @property
     def _data(self) -> str:
         return str(self._folder / "data")
 

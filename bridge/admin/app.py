@@ -30,6 +30,9 @@ _CODES = {
 #: Seconds that a browser keeps a script or a style; their addresses change when they do.
 KEPT = 7 * 86_400
 
+#: Seconds that the publisher may take to forget something.
+PATIENCE = 4.0
+
 Shown = Callable[..., str | Go | HTTPResponse]
 
 
@@ -131,6 +134,17 @@ def application(sources: Sources, door: Door) -> Bottle:
         sources.publisher.replay(after)
         return _json({"topics": topics})
 
+    def forget() -> HTTPResponse:
+        try:
+            learned = [(str(kind), str(key)) for kind, key in orjson.loads(request.body.read())["learned"]]
+        except (ValueError, KeyError, TypeError):
+            return _json({"error": "learned: is no list of pairs; send kinds and keys"}, 400)
+        pages.forget()
+        if not sources.publisher.forget(learned, PATIENCE):
+            return _json({"error": f"the broker is not reached: {sources.publisher.trouble}"}, 503)
+        return _json({"learned": len(learned)})
+
+    answer("/api/forget", forget, method="POST")
     answer("/api/status", lambda: _json(watch.detail()))
     answer("/api/replay", replay, method="POST")
     answer("/metrics", lambda: HTTPResponse(measured.text(), 200, {"Content-Type": metrics.CONTENT_TYPE}))

@@ -200,6 +200,10 @@ class Pages:
 
     # --- overview --------------------------------------------------------------------------------------------------
 
+    def forget(self) -> None:
+        """Show none of the callbacks any more that came until now."""
+        self._tap.forget()
+
     def overview(self, visit: Visit) -> str:
         status = self._watch.status()
         counted = self._sources.meters.read()

@@ -6,7 +6,7 @@ running.py   run, check, healthy, install-service, password, version
 asking.py    status, doctor, replay, completion
 trying.py    simulate, tail
 letters.py   dead-letters
-keeping.py   backup, restore, clean, migrate-settings
+keeping.py   backup, restore, clean, forget, migrate-settings
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ for _command in (
     keeping.backup,
     keeping.restore,
     keeping.clean,
+    keeping.forget,
     keeping.migrate_settings,
     running.healthy,
     running.install_service,

@@ -109,6 +109,72 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
         click.echo(f"{len(found.all)} topics are gone.")
 
 
+@click.command()
+@config_option
+@click.argument("who", metavar="NUMBER|MESSAGE_ID")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--json", "as_json", is_flag=True, help="What was removed, and what is left, as one JSON object.")
+def forget(config: Path | None, who: str, dry_run: bool, as_json: bool) -> None:
+    """Remove every trace of a person or a message, and say what was removed; also while the bridge runs.
+
+    From journal, dead letters, learned names, and the broker's retained topics. A number is written with its country
+    code, in any way.
+    """
+    with explained(), contextlib.ExitStack() as stack:
+        import orjson
+
+        from bridge import service
+        from bridge.dead_letters import journal_of
+        from bridge.forget import ForgetError, forget
+        from bridge.running import NotRunningError, ask
+        from bridge.traces import WantedError
+
+        settings = load(config).settings
+        try:
+            ask(settings, "healthz")
+        except NotRunningError:
+            # Nobody may start one meanwhile; and its own broker has to be there, to let go of what it keeps.
+            try:
+                stack.enter_context(service.alone(settings.journal_path))
+                if not dry_run:
+                    stack.enter_context(service.broker_for(settings))
+            except service.StartError as error:
+                fail(error, EXIT_SETTINGS)
+        journal = stack.enter_context(journal_of(settings))
+        try:
+            report = forget(settings, service.plan(settings), journal, who, dry_run=dry_run)
+        except WantedError as error:
+            fail(f"NUMBER|MESSAGE_ID: {error}", EXIT_SETTINGS)
+        except ForgetError as error:
+            fail(error, EXIT_FAILED)
+        counts = {
+            "updates": len(report.traces.updates),
+            "dead_letters": len(report.traces.letters),
+            "learned": len(report.traces.learned),
+            "retained_topics": len(report.topics),
+        }
+        if as_json:
+            left = [str(path) for path in (*report.left, report.in_broker) if path]
+            click.echo(orjson.dumps({"removed": report.removed, **counts, "left": left}))
+            return
+        names = {name: name.replace("_", " ").removesuffix("s" if counts[name] == 1 else "") for name in counts}
+        said = ", ".join(f"{count} {names[name]}" for name, count in counts.items() if count)
+        if report.is_empty:
+            click.echo("There is no trace in the journal.")
+        else:
+            click.echo(f"{'Removed' if report.removed else 'Would be removed'}: {said}.")
+        for place in report.left:
+            click.echo(f"It still stands in {place}: delete that, if you do not need it.")
+        if report.in_broker:
+            click.echo(
+                f"Bytes of it are left in files of the embedded broker, {report.in_broker}, until that tidies up by "
+                "itself. To be rid of them now, stop the bridge and delete that folder: the bridge gives its own "
+                "topics back; what other programs had retained there is lost."
+            )
+        if settings.database is not None and report.removed:
+            click.echo("The database's own write-ahead log and backups are beyond this command.")
+
+
 @click.command("migrate-settings")
 @config_option
 def migrate_settings(config: Path | None) -> None:

@@ -12,7 +12,7 @@ Words:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -81,6 +81,27 @@ class Buried:
     reason: str
     seq: int | None
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What of a journal is to be erased, by the keys of its parts.
+
+    Attributes:
+        updates: Places.
+        letters: Numbers of dead letters.
+        learned: Kind and key.
+        discoveries: Topics at which Home Assistant was told something.
+        topics: Of the ledger.
+        failure: The last failure that is remembered.
+    """
+
+    updates: tuple[int, ...] = ()
+    letters: tuple[int, ...] = ()
+    learned: tuple[tuple[str, str], ...] = ()
+    discoveries: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    failure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +432,10 @@ class Household(Journal, Discoveries, Protocol):
         """Statuses by name since the journal was made, and on this day."""
         ...
 
+    def last_failure(self) -> str | None:
+        """The JSON of the last status that said `failed`, as the tally has it; None: none did."""
+        ...
+
     def close_in_order(self) -> None:
         """Note that the bridge ends as it should."""
         ...
@@ -433,6 +458,34 @@ class Household(Journal, Discoveries, Protocol):
 
     def publish_again(self, seq: int) -> bool:
         """Put a settled update at the end of what is pending; whether it is still known."""
+        ...
+
+    def each_update(self) -> Iterator[tuple[int, str, str, str]]:
+        """Place, topic, topic of the event, and JSON of every update."""
+        ...
+
+    def each_letter(self) -> Iterator[tuple[int, str, bytes]]:
+        """Number, reason and body of every dead letter."""
+        ...
+
+    def each_topic(self) -> Iterator[tuple[str, int]]:
+        """Every topic of the ledger, whatever became of it, and the place of the update that it carries or carried."""
+        ...
+
+    def withhold(self, topics: Sequence[str]) -> None:
+        """Have these topics of the ledger neither restored nor taken for standing from now on."""
+        ...
+
+    def erase(self, traces: Traces) -> None:
+        """Delete these, in one transaction."""
+        ...
+
+    def scrub(self) -> None:
+        """Have the bytes of what was deleted go from the storage, as far as it is ours to say.
+
+        Raises:
+            NotStoredError: Another one is at work; nothing of the journal is lost, and it can be tried again.
+        """
         ...
 
 

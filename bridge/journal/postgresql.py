@@ -64,6 +64,7 @@ from bridge.journal import (
     Statistics,
     Stored,
     Tally,
+    Traces,
     UnreachableError,
     Usage,
 )
@@ -384,6 +385,11 @@ class PostgresqlJournal:
             db.execute(sql.NOTE_DISCOVERIES, (list(put),))
             db.execute(sql.DROP_DISCOVERIES, (list(taken),))
 
+    def last_failure(self) -> str | None:
+        """The JSON of the last status that said `failed`, as the tally has it; None: none did."""
+        kept = self._one(sql.FACT, "tally")
+        return None if kept is None else tally_of(kept).failed
+
     def tally(self, day: str) -> Tally:
         """Statuses by name since the journal was made, and on this day (as the user's calendar has it)."""
         with self._storing() as db, db.transaction():
@@ -554,6 +560,56 @@ class PostgresqlJournal:
         with self._reading() as db:
             count, newest = db.execute(sql.COUNT_LETTERS).fetchone() or (0, 0)
             return count, newest
+
+    # --- forgetting --------------------------------------------------------------------------------------------
+
+    def each_update(self) -> Iterator[tuple[int, str, str, str]]:
+        """Place, topic, topic of the event, and JSON of every update."""
+        after = 0
+        while rows := self._rows(sql.EACH_UPDATE, after):
+            yield from rows
+            after = rows[-1][0]
+
+    def each_letter(self) -> Iterator[tuple[int, str, bytes]]:
+        """Number, reason and body of every dead letter."""
+        after = 0
+        while rows := self._rows(sql.EACH_LETTER, after):
+            yield from rows
+            after = rows[-1][0]
+
+    def each_topic(self) -> Iterator[tuple[str, int]]:
+        """Every topic of the ledger, whatever became of it, and the place of the update that it carries or carried."""
+        after = ""
+        while rows := self._rows(sql.EACH_TOPIC, after):
+            yield from rows
+            after = rows[-1][0]
+
+    def _rows(self, statement: str, *arguments: object) -> list[Any]:
+        with self._reading() as db:
+            return db.execute(statement.encode(), arguments).fetchall()
+
+    def withhold(self, topics: Sequence[str]) -> None:
+        """Have these topics of the ledger neither restored nor taken for standing from now on."""
+        with self._in_turn() as db:
+            db.execute(sql.WITHHOLD, (list(topics),))
+
+    def erase(self, traces: Traces) -> None:
+        """Delete these, in one transaction."""
+        with self._in_turn() as db:
+            db.execute(sql.ERASE_UPDATES, (list(traces.updates),))
+            db.execute(sql.ERASE_LETTERS, (list(traces.letters),))
+            db.execute(sql.ERASE_TOPICS, (list(traces.topics),))
+            db.execute(sql.DROP_DISCOVERIES, (list(traces.discoveries),))
+            for kind, key in traces.learned:
+                db.execute(sql.ERASE_LEARNED, (kind, key.encode()))
+            if traces.failure:
+                db.execute(sql.ERASE_FAILURE)
+
+    def scrub(self) -> None:
+        """Write the tables anew; the server's write-ahead log, its archive and its backups are the server's own."""
+        with self._storing() as db:
+            for table in ("updates", "ledger", "dead_letters", "learned", "discoveries", "facts"):
+                db.execute(f"VACUUM FULL {table}".encode())
 
     # --- below -----------------------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from bridge.journal import (
     Statistics,
     Stored,
     Tally,
+    Traces,
     Usage,
 )
 from bridge.journal.shared import FULL, Reckoning, outcomes, tally_of
@@ -57,6 +58,9 @@ RESERVE = 2 * 2**20
 
 #: Pages in the write-ahead log after which whoever writes brings it into the file.
 WAL_PAGES = 1_000
+
+#: Rows that are read at once by who reads all of them.
+SLICE = 1_000
 
 #: How long a writer waits for another one, in milliseconds.
 BUSY_TIMEOUT = 5_000
@@ -513,6 +517,11 @@ class SqliteJournal:
             db.executemany("INSERT OR IGNORE INTO discoveries (topic) VALUES (?)", [(topic,) for topic in put])
             db.executemany("DELETE FROM discoveries WHERE topic = ?", [(topic,) for topic in taken])
 
+    def last_failure(self) -> str | None:
+        """The JSON of the last status that said `failed`, as the tally has it; None: none did."""
+        kept = self._fact("tally")
+        return None if kept is None else tally_of(kept).failed
+
     def tally(self, day: str) -> Tally:
         """Statuses by name since the journal was made, and on this day.
 
@@ -681,6 +690,75 @@ class SqliteJournal:
                 db.execute("UPDATE dead_letters SET seq = 0 WHERE seq = ?", (seq,))
                 db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'updates'", (place,))
             return moved
+
+    # --- forgetting --------------------------------------------------------------------------------------------
+
+    def each_update(self) -> Iterator[tuple[int, str, str, str]]:
+        """Place, topic, topic of the event, and JSON of every update."""
+        after = 0
+        while rows := self._rows(
+            "SELECT seq, topic, event_topic, document FROM updates WHERE seq > ? ORDER BY seq LIMIT ?", after, SLICE
+        ):
+            yield from rows
+            after = rows[-1][0]
+
+    def each_letter(self) -> Iterator[tuple[int, str, bytes]]:
+        """Number, reason and body of every dead letter."""
+        after = 0
+        while rows := self._rows("SELECT id, reason, body FROM dead_letters WHERE id > ? ORDER BY id LIMIT 10", after):
+            yield from rows
+            after = rows[-1][0]
+
+    def each_topic(self) -> Iterator[tuple[str, int]]:
+        """Every topic of the ledger, whatever became of it, and the place of the update that it carries or carried."""
+        after = ""
+        while rows := self._rows("SELECT topic, seq FROM ledger WHERE topic > ? ORDER BY topic LIMIT ?", after, SLICE):
+            yield from rows
+            after = rows[-1][0]
+
+    def _rows(self, sql: str, *values: object) -> list[Any]:
+        with self._reading() as db:
+            return list(db.execute(sql, values))
+
+    def withhold(self, topics: Sequence[str]) -> None:
+        """Have these topics of the ledger neither restored nor taken for standing from now on."""
+        with self._storing() as db:
+            db.execute(
+                "UPDATE ledger SET state = 2, gone = (SELECT value FROM facts WHERE name = 'settled')"
+                " WHERE topic IN (SELECT value FROM json_each(?))",
+                (orjson.dumps(list(topics)).decode(),),
+            )
+
+    def erase(self, traces: Traces) -> None:
+        """Delete these, in one transaction; what is freed is overwritten."""
+        lists = {
+            "DELETE FROM updates WHERE seq IN (SELECT value FROM json_each(?))": traces.updates,
+            "DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))": traces.letters,
+            "DELETE FROM ledger WHERE topic IN (SELECT value FROM json_each(?))": traces.topics,
+            "DELETE FROM discoveries WHERE topic IN (SELECT value FROM json_each(?))": traces.discoveries,
+            "DELETE FROM learned WHERE (kind, key) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))": (
+                traces.learned
+            ),
+        }
+        with self._storing() as db:
+            db.pragma("secure_delete", 1)
+            for sql, values in lists.items():
+                db.execute(sql, (orjson.dumps(list(values)).decode(),))
+            if traces.failure:
+                db.execute("UPDATE facts SET value = json_set(value, '$.failed', NULL) WHERE name = 'tally'")
+
+    def scrub(self) -> None:
+        """Write the file anew without what is free in it, and cut back its write-ahead log.
+
+        Raises:
+            NotStoredError: Another one is at work; nothing of the journal is lost, and it can be tried again.
+        """
+        db = self._opened()
+        try:
+            db.execute("VACUUM")
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.Error as error:
+            raise NotStoredError(_words(error)) from error
 
     # --- below -----------------------------------------------------------------------------------------------
 

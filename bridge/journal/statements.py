@@ -394,6 +394,20 @@ WITH moved AS (UPDATE updates SET seq = %(place)s WHERE seq = %(seq)s AND seq <=
 SELECT count(*) FROM moved LEFT JOIN told ON true
 """
 
+# --- forgetting --------------------------------------------------------------------------------------------------
+
+EACH_UPDATE = "SELECT seq, topic, event_topic, document FROM updates WHERE seq > %s ORDER BY seq LIMIT 1000"
+EACH_LETTER = "SELECT id, reason, body FROM dead_letters WHERE id > %s ORDER BY id LIMIT 10"
+EACH_TOPIC = "SELECT topic, seq FROM ledger WHERE topic > %s ORDER BY topic LIMIT 1000"
+WITHHOLD = "UPDATE ledger SET state = 2, gone = settled() WHERE topic = ANY(%s)"
+ERASE_UPDATES = "DELETE FROM updates WHERE seq = ANY(%s)"
+ERASE_LETTERS = "DELETE FROM dead_letters WHERE id = ANY(%s)"
+ERASE_TOPICS = "DELETE FROM ledger WHERE topic = ANY(%s)"
+ERASE_LEARNED = "DELETE FROM learned WHERE kind = %s AND key = %s"
+ERASE_FAILURE = """
+UPDATE facts SET value = jsonb_set(value::jsonb, '{failed}', 'null')::text WHERE name = 'tally'
+"""
+
 # --- the page ----------------------------------------------------------------------------------------------------
 
 LATEST_UPDATE = "SELECT received FROM updates ORDER BY seq DESC LIMIT 1"

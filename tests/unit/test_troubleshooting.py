@@ -23,6 +23,7 @@ FOR_USERS = {
     "ConnectionEndedError",
     "BrokerMissingError",
     "CleanError",
+    "ForgetError",
     "SimulationError",
     "InstallError",
     "warning",
