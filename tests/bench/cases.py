@@ -1,22 +1,62 @@
-"""The cases: each measures the bridge and, where there is one, a peer, in one round; rounds are repeated by pairs."""
+"""The cases: each has sides, which are measured in turn, in one round after the other; the first is the bridge's."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import socket
-import tempfile
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.bench.ground import LARGE, Shelf, ground, remember
 from tests.bench.load import Plan, body
-from tests.bench.measure import Figures, measure
-from tests.bench.peers import Bare, Bridge, Mosquitto, NodeRed, children, cpu_seconds, resident_bytes
-from tests.torture.harness import free_port, wait_until
+from tests.bench.measure import Figures, measure, seen
+from tests.bench.peers import (
+    Bare,
+    MeasuredBridge,
+    NodeRed,
+    SinglyBridge,
+    children,
+    cpu_seconds,
+    post,
+    resident_bytes,
+)
+from tests.bench.watch import EVENTS, STATES, Watcher
+from tests.torture.harness import Mosquitto, wait_until
 
 Round = Callable[[], Figures]
+
+#: A disk on which each fsync takes 20 ms, as on an SD card: it returns so much later.
+SLOW_DISK = ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync"]
+SLOW_DISK += ["-e", "inject=fsync,fdatasync:delay_exit=20000"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done.
+
+    Attributes:
+        seconds: How long each load lasts.
+        backlog: Updates that wait for the broker.
+        rows: In the journal.
+        topics: That a broker has forgotten.
+        rest: Seconds in which the bridge does nothing.
+        settle: Seconds between the start of a peer and its load.
+        linger: Seconds that the subscriber waits for what comes twice.
+    """
+
+    seconds: float = 5.0
+    backlog: int = 100_000
+    rows: tuple[int, ...] = (100_000, 1_000_000)
+    topics: int = 100_000
+    rest: float = 30.0
+    settle: float = 1.5
+    linger: float = 1.0
+
+
+#: Enough to see whether anything is missing or doubled, and for no figure.
+TINY = Size(seconds=0.3, backlog=2_000, rows=(500, 1_000), topics=500, rest=0.3, settle=0.0, linger=0.2)
 
 
 @dataclass(frozen=True)
@@ -25,92 +65,122 @@ class Case:
 
     Attributes:
         about: What is compared.
-        subject, peer: Name and one round of each; the figures' ratio is subject to peer.
+        sides: Name and one round of each.
     """
 
     about: str
-    subject: tuple[str, Round]
-    peer: tuple[str, Round] | None = None
+    sides: dict[str, Round]
 
 
-def cases(node_red: Path, seconds: float) -> dict[str, Case]:
+def cases(node_red: Path | None, size: Size, shelf: Shelf) -> dict[str, Case]:
     """All cases by name.
 
     Args:
-        node_red: The program.
-        seconds: How long each load lasts.
+        node_red: The program; None: without it.
+        size: How much is done.
+        shelf: For journals that are filled before.
     """
 
-    def bridge(plan: Plan) -> tuple[str, Round]:
-        return "bridge", lambda: _bridge(plan)
+    def bridge(plan: Plan, kind: type[MeasuredBridge] = MeasuredBridge, wrapper: list[str] | None = None) -> Round:
+        return lambda: _bridge(plan, size, kind, wrapper)
 
-    def red(plan: Plan) -> tuple[str, Round]:
-        return "node-red", lambda: _node_red(plan, node_red)
+    def against_node_red(about: str, plan: Plan, **more: Round) -> Case:
+        peers = {"node-red": lambda: _node_red(plan, size, node_red)} if node_red is not None else {}
+        return Case(about, {"bridge": bridge(plan), **peers, **more})
 
-    def against_node_red(about: str, **plan: float | bool) -> Case:
-        made = Plan(port=0, seconds=seconds, **plan)  # type: ignore[arg-type]
-        return Case(about, bridge(made), red(made))
+    one = Plan(port=0, seconds=size.seconds)
+    found: dict[str, Case] = {}
+    for connections in (1, 32, 128):
+        plan = replace(one, connections=connections)
+        more: dict[str, Round] = {"bare": lambda: _bare(one)} if connections == 32 else {}
+        found[f"closed-{connections}"] = against_node_red(
+            f"{connections} connections, each posts one update when its answer came", plan, **more
+        )
+        found[f"new-{connections}"] = against_node_red(
+            f"{connections} at once, each POST on a new connection", replace(plan, keep_alive=False)
+        )
+    for rate in (50, 300):
+        found[f"open-{rate}"] = against_node_red(
+            f"{rate} POSTs a second, one update each", replace(one, rate=float(rate))
+        )
+    found["events-300"] = Case(
+        "300 POSTs a second, and the subscriber listens to events, which a peer has none of",
+        {"bridge": lambda: _bridge(replace(one, rate=300.0), size, filters=EVENTS)},
+    )
+    hundred = against_node_red("32 connections, 100 updates a POST", replace(one, updates=100))
+    hundred.sides["one a POST"] = bridge(one)
+    found["hundred"] = hundred
+    found["burst"] = against_node_red(
+        "1,000 updates a POST, one POST after the other", replace(one, connections=1, updates=1000)
+    )
+    found["drain"] = Case(
+        f"a backlog of {size.backlog:,} updates, once the broker is there; two publications each",
+        {
+            "bridge": lambda: _drain(size),
+            "raw paho": lambda: _writer("paho", size.backlog, "all", size),
+            "raw socket": lambda: _writer("socket", size.backlog, "all", size),
+        },
+    )
+    found["journal"] = Case(
+        "32 connections, and so many updates in the journal already",
+        {
+            f"{size.rows[-1]:,}": lambda: _filled(size.rows[-1], one, size, shelf),
+            **{f"{rows:,}": lambda rows=rows: _filled(rows, one, size, shelf) for rows in size.rows[:-1]},
+            "empty": bridge(one),
+        },
+    )
+    found["slow-disk"] = Case(
+        "32 connections on a disk that takes 20 ms for an fsync, against a commit for each request",
+        {"bridge": bridge(one, wrapper=SLOW_DISK), "no group commit": bridge(one, SinglyBridge, SLOW_DISK)},
+    )
+    found["restore"] = Case(
+        f"{size.topics:,} retained topics given back to a broker that forgot them",
+        {
+            "bridge": lambda: _restore(size, shelf),
+            "raw paho": lambda: _writer("paho", size.topics, "states", size),
+        },
+    )
+    found["idle"] = Case("start, memory and use of the processor at rest", {"bridge": lambda: _idle(size)})
+    return found
 
-    one = Plan(port=0, seconds=seconds)
-    return {
-        "closed-1": against_node_red("closed loop, 1 connection, one update a POST", connections=1),
-        "closed-32": against_node_red("closed loop, 32 connections, one update a POST", connections=32),
-        "closed-128": against_node_red("closed loop, 128 connections, one update a POST", connections=128),
-        "new-connections": against_node_red("32 at once, each POST on a new connection", keep_alive=False),
-        "open-50": against_node_red("50 POSTs a second", rate=50.0),
-        "open-300": against_node_red("300 POSTs a second", rate=300.0),
-        "bare": Case(
-            "the bridge against Bottle on granian that answers at once", bridge(one), ("bare", lambda: _bare(one))
-        ),
-        "hundred": Case(
-            "100 updates a POST against one",
-            bridge(Plan(port=0, seconds=seconds, connections=4, updates=100)),
-            bridge(one),
-        ),
-        "burst": Case(
-            "bursts of 1000 updates a POST", bridge(Plan(port=0, seconds=seconds, connections=1, updates=1000))
-        ),
-        "drain": Case(
-            "a backlog of 20,000 updates when the broker returns, against raw paho publishing as many messages",
-            ("bridge", lambda: _drain(20_000)),
-            ("raw paho", lambda: _raw_paho(20_000)),
-        ),
-        "idle": Case("memory, CPU at rest and start-up of the bridge alone", ("bridge", _idle)),
-    }
 
-
-@contextlib.contextmanager
-def _ground() -> Iterator[tuple[Path, Mosquitto]]:
-    """A folder and an empty broker: old retained topics would flood each new subscriber."""
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    broker = Mosquitto(folder / "broker").start()
-    try:
-        yield folder, broker
-    finally:
-        broker.end()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _for(plan: Plan, port: int) -> Plan:
-    return Plan(**{**plan.__dict__, "port": port})
-
-
-def _bridge(plan: Plan) -> Figures:
-    with _ground() as (folder, broker):
-        bridge = Bridge(folder / "bridge", broker.port).start()
+def _bridge(
+    plan: Plan,
+    size: Size,
+    kind: type[MeasuredBridge] = MeasuredBridge,
+    wrapper: list[str] | None = None,
+    filters: tuple[str, ...] = STATES,
+) -> Figures:
+    with ground() as (folder, broker), Watcher(broker.port, filters, size.linger) as watcher:
+        bridge = kind(folder / "bridge", broker.port, wrapper=wrapper).start()
         try:
-            time.sleep(1.5)  # connected, and past the look for a checkpoint
-            return measure(_for(plan, bridge.port), broker.port)
+            time.sleep(size.settle)
+            return measure(replace(plan, port=bridge.port), bridge.processes() | _broker(broker), watcher)
         finally:
             bridge.end()
 
 
-def _node_red(plan: Plan, program: Path) -> Figures:
-    with _ground() as (folder, broker):
+def _filled(rows: int, plan: Plan, size: Size, shelf: Shelf) -> Figures:
+    folder, checkpoint = shelf.journal(rows)
+    with ground() as (_, broker):
+        remember(broker, checkpoint)
+        with Watcher(broker.port, STATES, size.linger) as watcher:
+            bridge = MeasuredBridge(folder, broker.port, settings=LARGE).start()
+            try:
+                time.sleep(size.settle)
+                # Tagged anew: the journal is that of the round before, and knows what it had.
+                plan = replace(plan, port=bridge.port, tag=f"x{time.time_ns()}")
+                return measure(plan, bridge.processes() | _broker(broker), watcher)
+            finally:
+                bridge.end()
+
+
+def _node_red(plan: Plan, size: Size, program: Path) -> Figures:
+    with ground() as (folder, broker), Watcher(broker.port, STATES, size.linger) as watcher:
         peer = NodeRed(folder / "node-red", broker.port, program).start()
         try:
-            time.sleep(1.5)
-            return measure(_for(plan, peer.port), broker.port)
+            time.sleep(size.settle)
+            return measure(replace(plan, port=peer.port), peer.processes() | _broker(broker), watcher)
         finally:
             peer.end()
 
@@ -118,91 +188,89 @@ def _node_red(plan: Plan, program: Path) -> Figures:
 def _bare(plan: Plan) -> Figures:
     peer = Bare().start()
     try:
-        return measure(_for(plan, peer.port), None)
+        return measure(replace(plan, port=peer.port), peer.processes(), None)
     finally:
         peer.end()
 
 
-def _drain(updates: int) -> Figures:
+def _drain(size: Size) -> Figures:
     """Updates a second that leave the journal once the broker is there."""
-    with _ground() as (folder, broker):
+    with ground() as (folder, broker):
         broker.end()
-        bridge = Bridge(folder / "bridge", broker.port).start()
+        bridge = MeasuredBridge(folder / "bridge", broker.port).start(wait=False)
         try:
-            for start in range(0, updates, 1000):
-                ids, content = body("d", start, 1000)
-                assert _post(bridge.port, content) == 200, f"{len(ids)} updates are taken"
+            wait_until(bridge.answers, "the bridge answers")
+            expected: list[str] = []
+            for start in range(0, size.backlog, 1000):
+                ids, content = body("d", start, min(1000, size.backlog - start))
+                assert post(bridge.port, content) == 200, f"{len(ids)} updates are taken"
+                expected += ids
             broker.start()
-            wait_until(lambda: '"connected"' in bridge.tail(200), "the bridge is connected")
-            began = time.monotonic()
-            wait_until(lambda: bridge.backlog() == 0, "the backlog is gone", 120)
-            return {"accepted": updates / (time.monotonic() - began)}
+            with Watcher(broker.port, STATES, size.linger) as watcher:
+                wait_until(lambda: '"connected"' in bridge.tail(200), "the bridge is connected")
+                began = time.monotonic()
+                with bridge.journal() as journal:
+                    while journal.backlog():
+                        assert time.monotonic() < began + 300, f"the backlog is gone\n{bridge.tail()}"
+                        time.sleep(0.05)
+                seconds = time.monotonic() - began
+                return {"rate": size.backlog / seconds, **seen(watcher, dict.fromkeys(expected))}
         finally:
             bridge.end()
 
 
-def _raw_paho(updates: int) -> Figures:
-    """As many updates as messages: paho by itself, its own loop, QoS 1, no journal; two messages an update."""
-    import threading
-
-    import paho.mqtt.client as paho
-    from paho.mqtt.enums import CallbackAPIVersion
-
-    with _ground() as (_, broker):
-        client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
-        client.max_queued_messages_set(0)
-        client.max_inflight_messages_set(500)
-        left = threading.Semaphore(0)
-        client.on_publish = lambda *_: left.release()
-        client.connect("127.0.0.1", broker.port)
-        client.loop_start()
-        payload = body("p", 0, 1)[1]
-        messages = updates * 2
-        began = time.monotonic()
-        for number in range(messages):
-            client.publish(f"whatsapp/p-{number}/status", payload, qos=1, retain=number % 2 == 0)
-        for _ in range(messages):
-            left.acquire()
-        seconds = time.monotonic() - began
-        client.disconnect()
-        client.loop_stop()
-        return {"accepted": updates / seconds}
+def _writer(way: str, updates: int, which: str, size: Size) -> Figures:
+    """As many updates, as the bridge would publish them, by a peer that keeps nothing."""
+    with ground() as (_, broker), Watcher(broker.port, STATES, size.linger) as watcher:
+        command = [sys.executable, "-m", "tests.bench.writer", way, str(broker.port), str(updates), which]
+        seconds = float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        expected = body("d", 0, updates)[0]
+        return {"rate": updates / seconds, **seen(watcher, dict.fromkeys(expected))}
 
 
-def _idle() -> Figures:
-    with _ground() as (folder, broker):
-        bridge = Bridge(folder / "bridge", broker.port)
-        began = time.monotonic()
-        bridge.start(wait=False)
-        empty = b'{"statuses":[]}'
-        wait_until(lambda: _post(bridge.port, empty) == 200, "the first 200")
-        first = time.monotonic() - began
+def _restore(size: Size, shelf: Shelf) -> Figures:
+    """Retained topics a second, from the first to the last that the subscriber is given."""
+    messages = size.topics * 3  # each has three statuses
+    folder, _ = shelf.journal(messages, standing=size.topics)
+    with ground() as (_, broker), Watcher(broker.port, STATES, size.linger) as watcher:
+        bridge = MeasuredBridge(folder, broker.port, settings=LARGE).start()
         try:
-            time.sleep(5)
-            assert bridge.process is not None
-            family = [bridge.process.pid, *children(bridge.process.pid)]
-            before = sum(cpu_seconds(pid) for pid in family)
-            time.sleep(10)
-            used = sum(cpu_seconds(pid) for pid in family) - before
+            found = watcher.seen(size.topics)
+            times = found.arrived.values()
             return {
-                "start_to_first_200_ms": first * 1000,
-                "idle_cpu_percent": used * 10,
-                "memory_mib": sum(resident_bytes(pid) for pid in family) / 2**20,
+                "rate": len(times) / (max(times) - min(times)),
+                "missing": float(size.topics - len(times)),
+                "doubled": float(found.repeated),
             }
         finally:
             bridge.end()
 
 
-def _post(port: int, content: bytes) -> int:
-    head = (
-        f"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as link:
-            link.sendall(head.encode() + content)
-            return int(link.recv(200)[9:12])
-    except (OSError, ValueError):
-        return 0
+def _idle(size: Size) -> Figures:
+    with ground() as (folder, broker):
+        bridge = MeasuredBridge(folder / "bridge", broker.port)
+        began = time.monotonic()
+        bridge.start(wait=False)
+        try:
+            while post(bridge.port) != 200:
+                assert time.monotonic() < began + 30, f"the first 200\n{bridge.tail()}"
+                time.sleep(0.005)
+            first = time.monotonic() - began
+            time.sleep(2 * size.settle)
+            assert bridge.process is not None
+            family = [bridge.process.pid, *children(bridge.process.pid)]
+            before = sum(map(cpu_seconds, family))
+            time.sleep(size.rest)
+            used = sum(map(cpu_seconds, family)) - before
+            return {
+                "start_ms": first * 1000,
+                "idle_cpu_percent": used / size.rest * 100,
+                "memory_mb": sum(map(resident_bytes, family)) / 1e6,
+            }
+        finally:
+            bridge.end()
 
 
-__all__ = ["Case", "cases", "free_port"]
+def _broker(broker: Mosquitto) -> dict[str, int]:
+    assert broker.process is not None
+    return {"broker": broker.process.pid}

@@ -7,6 +7,7 @@ processes of a machine share), so that it can be matched with what a subscriber 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 import select
@@ -28,7 +29,7 @@ class Plan:
         rate: POSTs a second at fixed times (open loop); None: each connection sends when its answer came.
         updates: In a POST.
         keep_alive: Whether a connection is used again.
-        tag: Begins every message id.
+        tag: Tells this load's message ids from others.
         path: Of the webhook.
     """
 
@@ -52,16 +53,28 @@ class Outcome:
     seconds: float = 0.0
 
 
-#: Updates a second that the generator has ready.
-MOST_A_SECOND = 12_000
+#: Updates a second that the generator has ready; what answers more of them is done earlier.
+MOST_A_SECOND = 20_000
 
 WORDS = ("sent", "delivered", "read", "failed")
 
 
-def body(tag: str, first: int, updates: int) -> tuple[list[str], bytes]:
-    """The ids and the body of one POST: of five updates, four are the statuses and one is a click."""
-    ids = [f"{tag}-{number}" for number in range(first, first + updates)]
-    now = int(time.time())
+def name_of(tag: str, number: int) -> str:
+    """A message id as WhatsApp makes them: long, with a tail in no order."""
+    return f"wamid.HBgLMTU1NTAwMDEyMzQVAgARGBI{hashlib.sha256(f'{tag}-{number}'.encode()).hexdigest()[:20].upper()}AA=="
+
+
+def body(tag: str, first: int, updates: int, now: int | None = None) -> tuple[list[str], bytes]:
+    """The ids and the body of one POST: of five updates, four are the statuses and one is a click.
+
+    Args:
+        tag: Tells this load from others.
+        first: The number of the first update.
+        updates: How many.
+        now: Their timestamp, in epoch seconds.
+    """
+    ids = [name_of(tag, number) for number in range(first, first + updates)]
+    now = int(time.time()) if now is None else now
     statuses, messages = [], []
     for number, name in enumerate(ids, first):
         if number % 5 == 4:
@@ -104,7 +117,9 @@ def run(plan: Plan) -> Outcome:
         head += "Connection: close\r\n"
     # More than any peer answers; making them would else be part of what is measured.
     most = int(plan.seconds * min(plan.rate or math.inf, MOST_A_SECOND / plan.updates)) + plan.connections
-    ready = [body(plan.tag, start * plan.updates, plan.updates) for start in range(most)]
+    # All of one second: which of two clicks on a button is the newer one would else depend on which is stored first.
+    now = int(time.time())
+    ready = [body(plan.tag, start * plan.updates, plan.updates, now) for start in range(most)]
     requests = [f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content for _, content in ready]
     gc.disable()  # its pauses would be taken for the peer's
     began = time.monotonic()
@@ -112,8 +127,8 @@ def run(plan: Plan) -> Outcome:
     due = began
     pending = 0
     while True:
-        now = time.monotonic()
-        while idle and now < until and number < most and (plan.rate is None or now >= due):
+        at = time.monotonic()
+        while idle and at < until and number < most and (plan.rate is None or at >= due):
             client = idle.pop()
             ids, request = ready[number][0], requests[number]
             number += 1
@@ -131,10 +146,10 @@ def run(plan: Plan) -> Outcome:
             pending += 1
             if plan.rate is not None:
                 due += 1 / plan.rate
-            now = time.monotonic()
-        if (now >= until or number == most) and pending == 0:
+            at = time.monotonic()
+        if (at >= until or number == most) and pending == 0:
             break
-        wait = max(0.0, min(until, due) - now) if plan.rate is not None and idle and now < until else 1.0
+        wait = max(0.0, min(until, due) - at) if plan.rate is not None and idle and at < until else 1.0
         for descriptor, _ in poller.poll(wait):
             client = by_descriptor[descriptor]
             assert client.socket is not None

@@ -10,11 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from tests.torture.harness import Bridge, Mosquitto, children, free_port, wait_until
+from tests.torture.harness import Bridge, children, command_line, free_port, wait_until
 
 NODE_RED = "4.1"
 
@@ -27,6 +26,10 @@ class Peer(Protocol):
     def start(self) -> Self: ...
 
     def end(self) -> None: ...
+
+    def processes(self) -> dict[str, int]:
+        """What it consists of, by name: process ids."""
+        ...
 
 
 class NodeRed:
@@ -60,7 +63,7 @@ class NodeRed:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_until(lambda: _post(self.port) == 200, "Node-RED answers")
+        wait_until(lambda: post(self.port) == 200, "Node-RED answers")
         return self
 
     def end(self) -> None:
@@ -71,6 +74,10 @@ class NodeRed:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+
+    def processes(self) -> dict[str, int]:
+        assert self.process is not None
+        return {"node": self.process.pid}
 
     def _flow(self) -> list[dict[str, Any]]:
         function = """
@@ -147,20 +154,20 @@ class Bare:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        command = [
-            sys.executable,
-            "-m",
-            "granian",
-            "--interface",
-            "wsgi",
-            "--host",
-            "127.0.0.1",
+        command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1"]
+        command += [
             "--port",
             str(self.port),
+            "--workers",
+            "1",
+            "--blocking-threads",
+            "16",
+            "--no-ws",
+            "--log-level",
+            "error",
         ]
-        command += ["--workers", "1", "--blocking-threads", "16", "--no-ws", "--log-level", "error"]
         self.process = subprocess.Popen([*command, "tests.bench.bare:application"], start_new_session=True)
-        wait_until(lambda: _post(self.port) == 200, "the bare application answers")
+        wait_until(lambda: post(self.port) == 200, "the bare application answers")
         return self
 
     def end(self) -> None:
@@ -168,11 +175,38 @@ class Bare:
             self.process.terminate()
             self.process.wait(10)
 
+    def processes(self) -> dict[str, int]:
+        assert self.process is not None
+        return {"worker": children(self.process.pid)[-1]}
+
+
+class MeasuredBridge(Bridge):
+    """The bridge as its user runs it: all settings as they come, but for Home Assistant's discovery."""
+
+    def start(self, *, wait: bool = True) -> Self:
+        super().start(wait=wait)
+        if wait:
+            wait_until(lambda: '"connected"' in self.tail(200), "the bridge is connected")
+        return self
+
+    def processes(self) -> dict[str, int]:
+        assert self.process is not None
+        found = {"main": self.process.pid}
+        for child in children(self.process.pid):
+            if "spawn_main" in command_line(child):
+                found["receiver"] = child
+        return found
+
+
+class SinglyBridge(MeasuredBridge):
+    """The bridge without group commit."""
+
+    program = ("-c", "from tests.bench.singly import run; run()", "run")
+
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """The time that a process' threads have used, in user and system mode; of those that still run."""
+    return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def resident_bytes(pid: int) -> int:
@@ -184,27 +218,15 @@ def resident_bytes(pid: int) -> int:
     return 0
 
 
-def _post(port: int) -> int:
+def post(port: int, content: bytes = b'{"statuses":[]}') -> int:
+    """The status of the answer; 0 if there was none."""
+    head = (
+        f"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as link:
-            link.sendall(
-                b"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                b'Content-Length: 15\r\nConnection: close\r\n\r\n{"statuses":[]}'
-            )
-            return int(link.recv(100)[9:12])
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as link:
+            link.sendall(head.encode() + content)
+            return int(link.recv(200)[9:12])
     except (OSError, ValueError):
         return 0
-
-
-__all__ = [
-    "Bare",
-    "Bridge",
-    "Mosquitto",
-    "NodeRed",
-    "Peer",
-    "children",
-    "cpu_seconds",
-    "install_node_red",
-    "resident_bytes",
-    "time",
-]

@@ -21,10 +21,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
+
+if TYPE_CHECKING:
+    from bridge.journal.sqlite import SqliteJournal
 
 #: Seconds that anything may take before a campaign gives up.
 PATIENCE = 60.0
@@ -70,6 +73,9 @@ class Bridge:
         wrapper: A command to run it under, e.g. strace.
     """
 
+    #: What Python runs.
+    program: tuple[str, ...] = ("-m", "bridge", "run")
+
     def __init__(
         self,
         folder: Path,
@@ -107,7 +113,7 @@ class Bridge:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._wrapper, sys.executable, "-m", "bridge", "run"], env=self.environment, stdout=log, stderr=log
+                [*self._wrapper, sys.executable, *self.program], env=self.environment, stdout=log, stderr=log
             )
         self.starts += 1
         if wait:
@@ -171,11 +177,15 @@ class Bridge:
         finally:
             connection.close()
 
-    def backlog(self) -> int:
-        """Updates that wait to be settled, from the journal itself."""
+    def journal(self) -> SqliteJournal:
+        """Its journal, to be looked into; opened by `with`."""
         from bridge.journal.sqlite import SqliteJournal
 
-        with SqliteJournal(self.state / "journal.db", durable=False) as journal:
+        return SqliteJournal(self.state / "journal.db", durable=False)
+
+    def backlog(self) -> int:
+        """Updates that wait to be settled, from the journal itself."""
+        with self.journal() as journal:
             return journal.backlog()
 
     def tail(self, lines: int = 15) -> str:

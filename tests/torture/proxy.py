@@ -139,18 +139,20 @@ class Packets:
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
         """The packets that are complete by now: kind, flags, everything behind the fixed header."""
-        self._bytes += data
+        data = self._bytes + data
         packets: list[tuple[int, int, bytes]] = []
-        while len(self._bytes) >= 2:
+        at = 0
+        while len(data) - at >= 2:
             try:
-                size, used = variable_length(self._bytes[1:5])
+                size, used = variable_length(data[at + 1 : at + 5])
             except IndexError:
                 break
-            end = 1 + used + size
-            if len(self._bytes) < end:
+            end = at + 1 + used + size
+            if len(data) < end:
                 break
-            packets.append((self._bytes[0] >> 4, self._bytes[0] & 0x0F, self._bytes[1 + used : end]))
-            self._bytes = self._bytes[end:]
+            packets.append((data[at] >> 4, data[at] & 0x0F, data[at + 1 + used : end]))
+            at = end
+        self._bytes = data[at:]
         return packets
 
 
