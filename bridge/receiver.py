@@ -176,6 +176,7 @@ class Scope(Protocol):
     path: str
     query_string: str
     client: str
+    http_version: str
 
     @property
     def headers(self) -> Headers: ...
@@ -255,6 +256,9 @@ class Receiver:
         self._end()
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> HTTPResponse | bytes:
+        ambiguous = _ambiguity(scope)
+        if ambiguous is not None:
+            return ambiguous
         if scope.method == "POST":
             try:
                 _, found = self._bottle.match({"REQUEST_METHOD": "POST", "PATH_INFO": scope.path})
@@ -352,7 +356,7 @@ class Receiver:
         if trouble is Trouble.TOO_LARGE:
             return _too_large(self._webhook.max_body)
         if trouble is Trouble.CUT_SHORT:
-            return _refuse(400, "the body ended early", "send as many bytes as Content-Length says")
+            return _refuse(400, "the body ended early", "send all of it; after chunks, no trailers")
         log.warning("a body was not read to its end", why=trouble.value, address=visitor.address)
         if trouble is Trouble.SLOW:
             return _refuse(408, "the body came too slowly", "send it faster, or raise webhook.body_timeout")
@@ -386,6 +390,24 @@ class Receiver:
         return _refuse(405, "callbacks are posted", "send POST with a JSON body", Allow="POST")
 
 
+def _ambiguity(scope: Scope) -> HTTPResponse | None:
+    """The answer to a request that another program could read as another one; None if there is but one reading.
+
+    granian sees to the rest, e.g. to two lengths (docs/security.md has the cases). After this answer it hangs up.
+    """
+    # RFC 9112, 3.2; HTTP/1.0 knows no Host.
+    hosts = len(scope.headers.get_all("host"))
+    if hosts > 1 or (hosts < 1 and scope.http_version == "1.1"):
+        return _refuse(400, "Host is missing, or is there twice", "send one Host header", Connection="close")
+    # RFC 9112, 6.1: of several codings granian undoes the last.
+    coding = _header(scope.headers, "transfer-encoding")
+    if coding is not None and coding.strip().lower() != "chunked":
+        return _refuse(
+            501, "Transfer-Encoding is not chunked alone", "send chunked, or Content-Length", Connection="close"
+        )
+    return None
+
+
 def _declared_length(header: Header, limit: int) -> HTTPResponse | int | None:
     """The declared length of a body that may be read, None for one that comes in chunks; or the answer that refuses."""
     media_type = (header("content-type") or "").partition(";")[0].strip().lower()
@@ -396,7 +418,7 @@ def _declared_length(header: Header, limit: int) -> HTTPResponse | int | None:
         return _refuse(415, "the body is compressed", "send it without Content-Encoding")
     declared = header("content-length")
     if declared is None:
-        if "chunked" not in (header("transfer-encoding") or "").lower():
+        if header("transfer-encoding") is None:
             return _refuse(411, "the body's length is missing", "send Content-Length")
         return None
     if not re.fullmatch(r"[0-9]{1,18}", declared):

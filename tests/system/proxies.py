@@ -87,10 +87,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._program.end(signal.SIGTERM)
 
-    def connect(self) -> ssl.SSLSocket:
+    def connect(self, source: str = "127.0.0.1") -> ssl.SSLSocket:
+        """A connection from one of this machine's addresses."""
         context = ssl.create_default_context(cafile=str(self.folder / "hook.crt"))
         context.set_alpn_protocols(["http/1.1"])
-        raw = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+        raw = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE, source_address=(source, 0))
         return context.wrap_socket(raw, server_hostname=HOST)
 
     def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:

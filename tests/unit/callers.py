@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import io
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ class Scope:
         self.method: str = environ["REQUEST_METHOD"]
         self.path: str = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
         self.query_string: str = environ.get("QUERY_STRING", "")
+        self.http_version: str = environ.get("SERVER_PROTOCOL", "HTTP/1.1").removeprefix("HTTP/")
         address = environ.get("REMOTE_ADDR", "")
         self.client = f"[{address}]:40000" if ":" in address else f"{address}:40000" if address else ""
         names = {"CONTENT_TYPE": "content-type", "CONTENT_LENGTH": "content-length"}
@@ -43,6 +45,10 @@ class Scope:
             ]
         )
         self.length = environ.get("CONTENT_LENGTH")
+
+
+class BrokenOff(io.BytesIO):
+    """A chunked body that breaks off behind what is here; granian shows that by a second empty chunk."""
 
 
 class Exchange:
@@ -64,6 +70,9 @@ class Exchange:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while chunk := self._stream.read(7):
             yield chunk
+        yield b""
+        if isinstance(self._stream, BrokenOff):
+            yield b""
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         assert self.answer is None, "a request is answered once"
@@ -85,4 +94,4 @@ def as_wsgi(receiver: Receiver) -> Callable[..., Any]:
     return app
 
 
-__all__ = ["LOOP", "as_wsgi"]
+__all__ = ["LOOP", "BrokenOff", "as_wsgi"]

@@ -34,7 +34,7 @@ from bridge.journal.sqlite import SqliteJournal
 from bridge.model import Kind
 from bridge.receiver import RETRY_AFTER, Receiver, ReceiverSettings
 from bridge.wakeup import Doorbell
-from tests.unit.callers import as_wsgi
+from tests.unit.callers import BrokenOff, as_wsgi
 
 NOW = 1_767_225_600.25
 
@@ -99,6 +99,7 @@ def call(
         "PATH_INFO": path.encode().decode("latin-1"),
         "QUERY_STRING": query,
         "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "hook.example.org",
         "REMOTE_ADDR": address,
         "CONTENT_TYPE": "application/json",
         "CONTENT_LENGTH": str(len(stream.getvalue())),
@@ -241,6 +242,7 @@ class TestStored:
         environ = {
             "REQUEST_METHOD": "POST",
             "PATH_INFO": "/webhook",
+            "HTTP_HOST": "hook.example.org",
             "CONTENT_TYPE": "application/json",
             "CONTENT_LENGTH": str(len(BODY)),
             "wsgi.input": io.BytesIO(BODY),
@@ -433,6 +435,30 @@ class TestRefused:
         stream = io.BytesIO(BODY * 100)
         call(house.app(max_body=10), stream, CONTENT_LENGTH=None, HTTP_TRANSFER_ENCODING="chunked")
         assert stream.tell() == 14  # two chunks of this test's server
+
+    @pytest.mark.parametrize("coding", ["", "xchunked", "chunked, identity", "gzip, chunked", "chunked,chunked"])
+    def test_a_body_in_another_transfer_coding_is_refused(self, house: House, coding: str) -> None:
+        """What is undone in part would be stored as it came, or ends elsewhere than a proxy thinks."""
+        answer = call(house.app(), Unread(), CONTENT_LENGTH=None, HTTP_TRANSFER_ENCODING=coding)
+        self.refused(house, 501, answer)
+        assert answer.header("Connection") == "close"
+
+    @pytest.mark.parametrize("path", ["/webhook", "/elsewhere"])
+    def test_a_request_without_a_host_is_refused(self, house: House, path: str) -> None:
+        """RFC 9112, 3.2: who speaks HTTP/1.1 and leaves it out speaks it wrongly elsewhere as well."""
+        answer = call(house.app(), Unread(), path=path, HTTP_HOST=None)
+        self.refused(house, 400, answer)
+        assert answer.header("Connection") == "close"
+
+    def test_an_old_request_needs_no_host(self, house: House) -> None:
+        """HTTP/1.0 knows none, and haproxy's health checks speak it."""
+        assert call(house.app(), HTTP_HOST=None, SERVER_PROTOCOL="HTTP/1.0").json["stored"] == 1
+
+    def test_chunks_that_break_off_are_no_callback(self, house: House) -> None:
+        """What came might even be whole JSON: a message whose sender wanted to say more."""
+        broken = BrokenOff(BODY)
+        self.refused(house, 400, call(house.app(), broken, CONTENT_LENGTH=None, HTTP_TRANSFER_ENCODING="chunked"))
+        assert house.asked == []
 
     def test_a_body_that_ended_early_is_refused(self, house: House) -> None:
         """The rest is lost with the connection; the sender has all of it, and comes again."""
@@ -750,6 +776,7 @@ body = b'{"messages": [{"id": "1", "type": "button", "button": {"payload": "a.b"
 environ = {
     "REQUEST_METHOD": "POST",
     "PATH_INFO": "/webhook",
+    "HTTP_HOST": "hook.example.org",
     "CONTENT_TYPE": "application/json",
     "CONTENT_LENGTH": str(len(body)),
     "wsgi.input": io.BytesIO(body),
