@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ["requirements.txt", "requirements-build.txt", "requirements-test.txt"]
+LOCKS = ["requirements.txt", "requirements-build.txt", "requirements-test.txt", "requirements-fuzz.txt"]
 
 
 def locked(name: str) -> dict[str, str]:
@@ -29,6 +29,7 @@ def wanted(name: str) -> set[str]:
         "requirements.txt": bridge,
         "requirements-build.txt": groups["install"],
         "requirements-test.txt": [*bridge, *groups["install"], *groups["test"]],
+        "requirements-fuzz.txt": groups["fuzz"],
     }
     return {re.split(r"[^A-Za-z0-9-]", one)[0].lower() for one in asked[name]}
 
@@ -56,6 +57,6 @@ def test_a_lock_file_names_no_address_and_no_folder(name: str) -> None:
 
 def test_what_tests_run_with_is_what_users_run_with() -> None:
     """Tests would prove something about other versions than those that are installed."""
-    users, build, tests = (locked(name) for name in LOCKS)
+    users, build, tests, _ = (locked(name) for name in LOCKS)
     assert users.items() <= tests.items()
     assert build.items() <= tests.items()
