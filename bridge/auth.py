@@ -100,18 +100,26 @@ class Gate:
         ]
         return _verdict(any(signed) if self._any else all(signed))
 
-    def _is_listed(self, visitor: Visitor) -> bool:
-        try:
-            origin = ipaddress.ip_address(self._origin(visitor))
-        except ValueError:
-            return False
-        return _within(origin, self._networks)
-
-    def _origin(self, visitor: Visitor) -> str:
+    def origin(self, visitor: Visitor) -> str:
         """The sender's address: the last one in X-Forwarded-For that no listed proxy has, believed only from one.
 
         A header that is there but cannot be read is nobody's address: a proxy's own would let in whoever garbles it.
         """
+        if not self._proxies:
+            return visitor.address
+        try:
+            return self._behind_proxies(visitor)
+        except ValueError:
+            return ""
+
+    def _is_listed(self, visitor: Visitor) -> bool:
+        try:
+            origin = ipaddress.ip_address(self.origin(visitor))
+        except ValueError:
+            return False
+        return _within(origin, self._networks)
+
+    def _behind_proxies(self, visitor: Visitor) -> str:
         origin = visitor.address
         header = visitor.header("x-forwarded-for")
         forwarded = [] if header is None else header.split(",")

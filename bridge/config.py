@@ -133,6 +133,12 @@ def whole(minimum: int, maximum: int) -> Callable[[object], int]:
     return check
 
 
+def whole_or_off(minimum: int, maximum: int) -> Callable[[object], int | None]:
+    """As `whole`; `off` is None."""
+    check = whole(minimum, maximum)
+    return lambda value: None if value is False or str(value).lower() == "off" else check(value)
+
+
 def yes_or_no(value: object) -> bool:
     text = str(value).lower()
     if text not in ("true", "false", "yes", "no", "on", "off"):
@@ -560,7 +566,9 @@ class Auth:
         [], many(network), "Addresses or networks that may post; empty: all. Loopback is not trusted by itself."
     )
     proxies: tuple[str, ...] = setting(
-        [], many(network), "Proxies whose X-Forwarded-For is believed when addresses are checked; empty: none."
+        [],
+        many(network),
+        "Proxies whose X-Forwarded-For is believed, where addresses are checked or counted; empty: none.",
     )
     require: str = setting("all", one_of("all", "any"), "Whether all of the above that are set must hold, or any one.")
     anyone_may_post: bool = setting(
@@ -594,6 +602,11 @@ class Webhook:
         "0s",
         duration,
         "When it is told to stop, it takes callbacks for so much longer while /readyz says no: for a load balancer.",
+    )
+    rate_limit: int | None = setting(
+        10_000,
+        whole_or_off(1, 1_000_000),
+        "Callbacks a second, as a mean of ten, that one address may send; more are answered 429 and come again.",
     )
     body_timeout: float = setting("10s", duration, "How long a body may take to arrive before it is given up.")
     public_url: str | None = setting(

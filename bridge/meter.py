@@ -29,6 +29,8 @@ ENTRIES = (
     ("unknown", "dead"),
     ("button", "refused"),
 )
+#: Whose requests are told apart where they were too many: senders', by `webhook.rate_limit`, and those of all others.
+LIMITS = ("sender", "stranger")
 #: Seconds from a request's head to its answer; one more bucket is for what took longer.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
@@ -40,7 +42,8 @@ _ENTRIES_AT = len(CODES)
 _SECONDS_AT = _ENTRIES_AT + len(ENTRIES)
 _SUM_AT = _SECONDS_AT + len(SECONDS) + 1
 _LAST_AT = _SUM_AT + 1
-_ROW = _LAST_AT + 1
+_LIMITS_AT = _LAST_AT + 1
+_ROW = _LIMITS_AT + len(LIMITS)
 #: The shared memory begins with numbers that the main process writes: until when somebody watches, and the place of
 #: the log level in `LOG_LEVELS`.
 _HEAD = 2
@@ -58,6 +61,7 @@ class Counted:
         buckets: Answers 200 by how long they took: in each of `SECONDS`, and beyond.
         seconds: The sum of those times.
         last: When a callback was last answered 200, in epoch seconds; 0.0: none was.
+        limited: Requests that were one too many, in the order of `LIMITS`.
     """
 
     answers: dict[int, int] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class Counted:
     buckets: tuple[int, ...] = ()
     seconds: float = 0.0
     last: float = 0.0
+    limited: dict[str, int] = field(default_factory=dict)
 
 
 class Meters:
@@ -110,6 +115,7 @@ class Meters:
             buckets=tuple(int(count) for count in total[_SECONDS_AT:_SUM_AT]),
             seconds=total[_SUM_AT],
             last=max(row[_LAST_AT] for row in rows),
+            limited={who: int(total[_LIMITS_AT + place]) for place, who in enumerate(LIMITS)},
         )
 
     def watch(self, until: float) -> None:
@@ -176,6 +182,10 @@ class Meter:
         for place, count in enumerate(counts, _ENTRIES_AT):
             if count:
                 self._row[place] += count
+
+    def limited(self, who: str) -> None:
+        """Count a request that was one too many, of one of `LIMITS`."""
+        self._row[_LIMITS_AT + LIMITS.index(who)] += 1.0
 
     def is_watched(self, uptime: float) -> bool:
         """Whether somebody wants to see what comes.

@@ -46,6 +46,7 @@ from bridge.model import Kind
 from bridge.privacy import Veil
 from bridge.processes import end_with_parent
 from bridge.tap import Hand
+from bridge.throttle import Excess, Throttle, network_of
 from bridge.topics import entry
 from bridge.wakeup import Finger
 
@@ -198,6 +199,7 @@ class Receiver:
         buttons: Whose clicks fire, and which; None: all.
         veil: Hides numbers before anything is stored; None: they stay.
         now: The clock: epoch seconds.
+        uptime: Seconds that never jump.
         meter: Counts answers, and what callbacks hold.
         hand: Shows callbacks to whoever watches; None: nobody ever does.
         end: Called when the last request was answered and the process is to end.
@@ -212,6 +214,7 @@ class Receiver:
         buttons: Buttons | None = None,
         veil: Veil | None = None,
         now: Callable[[], float] = time.time,
+        uptime: Callable[[], float] = time.monotonic,
         meter: Meter | None = None,
         hand: Hand | None = None,
         end: Callable[[], None] = lambda: None,
@@ -224,6 +227,7 @@ class Receiver:
         self._hand = hand
         self._end = end
         self._gate = Gate(webhook.auth)
+        self._throttle = Throttle(webhook.rate_limit, uptime)
         self._refusal = Allowed(buttons).refusal if buttons is not None and buttons != Buttons() else None
         self._project = functools.partial(veil.entry if veil else entry, encode_dots=encode_dots)
         self._intake = Intake(webhook.body_timeout, max(MOST, MOST_LARGEST * webhook.max_body))
@@ -263,34 +267,43 @@ class Receiver:
             try:
                 _, found = self._bottle.match({"REQUEST_METHOD": "POST", "PATH_INFO": scope.path})
             except HTTPError:
-                return _not_found()
+                return self._turn_away(_visitor(scope), _not_found())
             return await self._receive(scope, exchange, **found)
-        return self._ask_bottle(scope)
+        answer = self._ask_bottle(scope)
+        return self._turn_away(_visitor(scope), answer) if answer.status_code in (403, 404) else answer
 
     # --- callbacks -----------------------------------------------------------------------------------------------
 
     async def _receive(self, scope: Scope, exchange: Exchange, token: str = "") -> HTTPResponse | bytes:
         """What was posted to the webhook's path: let in, read, stored."""
         visitor = _visitor(scope, token)
-        if not self._gate.finds_path(visitor):
-            return _not_found()
         verdict = self._gate.before_body(visitor)
         if verdict not in (None, Verdict.WELCOME):
-            return self._turn_away(verdict, visitor)
+            return self._turn_away(visitor, self._refusal_of(verdict), verdict.value)
+        # With None, only the body can tell: until then this is a stranger's.
+        if verdict and (excess := self._throttle.sent(self._gate.origin(visitor))):
+            return self._hold_back(visitor, excess)
         limit = self._webhook.max_body
         declared = _declared_length(visitor.header, limit)
         if isinstance(declared, HTTPResponse):
-            return declared
+            return declared if verdict else self._turn_away(visitor, declared, "unsigned")
         try:
             with self._intake.place(limit if declared is None else declared) as place:
                 body = await place.read(exchange, is_declared=declared is not None)
-                if verdict is None:
-                    verdict = self._gate.with_body(visitor, body)
-                    if verdict is not Verdict.WELCOME:
-                        return self._turn_away(verdict, visitor)
+                if not verdict:
+                    found = self._gate.with_body(visitor, body)
+                    if found is not Verdict.WELCOME:
+                        return self._turn_away(visitor, self._refusal_of(found), found.value)
+                    if excess := self._throttle.sent(self._gate.origin(visitor)):
+                        return self._hold_back(visitor, excess)
                 return await self._store(body)
         except UnreadError as error:
-            return self._unread(error.trouble, visitor)
+            answer = self._unread(error.trouble)
+            if not verdict:
+                return self._turn_away(visitor, answer, error.trouble.value)
+            if error.trouble in (Trouble.SLOW, Trouble.CROWDED):
+                log.warning("a body was not read to its end", why=error.trouble.value, address=self._counted(visitor))
+            return answer
 
     async def _store(self, body: bytes) -> HTTPResponse | bytes:
         """Parse and store; the counts, once it is on disk."""
@@ -345,19 +358,52 @@ class Receiver:
             self._hand.show(body, received, entries, counts)
         return orjson.dumps(counts)
 
-    def _turn_away(self, verdict: Verdict | None, visitor: Visitor) -> HTTPResponse:
-        log.warning("a request was turned away", why=verdict.value if verdict else "", address=visitor.address)
+    def _turn_away(self, visitor: Visitor, answer: HTTPResponse, why: str = Verdict.HIDDEN.value) -> HTTPResponse:
+        """What a stranger is answered: this, or 429 after too many."""
+        excess = self._throttle.failed(self._gate.origin(visitor))
+        if excess is None:
+            if why != Verdict.HIDDEN.value and self._may_log():
+                log.warning("a request was turned away", why=why, address=self._counted(visitor))
+            return answer
+        self._meter.limited("stranger")
+        if excess.is_first and self._may_log():
+            address = self._counted(visitor)
+            log.warning("an address was turned away too often; it is answered 429 for a while", address=address)
+        hint = "compare the address and the credentials with the settings, and come again later"
+        return _too_many(excess, "too many requests from here were turned away", hint)
+
+    def _hold_back(self, visitor: Visitor, excess: Excess) -> HTTPResponse:
+        """The answer to a sender that sends too many."""
+        self._meter.limited("sender")
+        if excess.is_first and self._may_log():
+            address = self._counted(visitor)
+            log.warning("an address sends more than webhook.rate_limit allows; it is answered 429", address=address)
+        return _too_many(excess, "too many callbacks from one address", "send them later, or raise webhook.rate_limit")
+
+    def _may_log(self) -> bool:
+        """Whether there is room for one more line about those who are turned away."""
+        excess = self._throttle.logged()
+        if excess is not None and excess.is_first:
+            log.warning("more requests are turned away than are logged", seconds=excess.wait)
+        return excess is None
+
+    def _counted(self, visitor: Visitor) -> str:
+        """The sender's address, as it is counted: nothing else that was sent is in it."""
+        return network_of(self._gate.origin(visitor))
+
+    def _refusal_of(self, verdict: Verdict) -> HTTPResponse:
+        if verdict is Verdict.HIDDEN:
+            return _not_found()
         if verdict is Verdict.FORBIDDEN:
             return _refuse(403, "this address may not post", "list it in webhook.auth.addresses")
         headers = {"WWW-Authenticate": 'Basic realm="webhook"'} if self._webhook.auth.basic else {}
         return _refuse(401, "the credentials are missing or wrong", "compare with webhook.auth", **headers)
 
-    def _unread(self, trouble: Trouble, visitor: Visitor) -> HTTPResponse:
+    def _unread(self, trouble: Trouble) -> HTTPResponse:
         if trouble is Trouble.TOO_LARGE:
             return _too_large(self._webhook.max_body)
         if trouble is Trouble.CUT_SHORT:
             return _refuse(400, "the body ended early", "send all of it; after chunks, no trailers")
-        log.warning("a body was not read to its end", why=trouble.value, address=visitor.address)
         if trouble is Trouble.SLOW:
             return _refuse(408, "the body came too slowly", "send it faster, or raise webhook.body_timeout")
         return _refuse(503, "too much waits to be stored", "send it again later", **_LATER)
@@ -449,6 +495,10 @@ def _not_found() -> HTTPResponse:
     return _refuse(404, "there is nothing here", "look at the webhook's address")
 
 
+def _too_many(excess: Excess, error: str, hint: str) -> HTTPResponse:
+    return _refuse(429, error, hint, **{"Retry-After": str(excess.wait)})
+
+
 def _refuse(status: int, error: str, hint: str, **headers: str) -> HTTPResponse:
     return HTTPResponse(
         orjson.dumps({"error": error, "hint": hint}), status, {"Content-Type": "application/json", **headers}
@@ -471,7 +521,7 @@ def _bottle_error(error: Any) -> bytes:
     return answer.body  # type: ignore[no-any-return]
 
 
-def _visitor(scope: Scope, token: str) -> Visitor:
+def _visitor(scope: Scope, token: str = "") -> Visitor:
     """A request as the gate sees it; its address without port, and without the brackets of IPv6."""
     return Visitor(token, functools.partial(_header, scope.headers), scope.client.rpartition(":")[0].strip("[]"))
 

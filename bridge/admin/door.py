@@ -27,11 +27,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from werkzeug.security import check_password_hash
 
 from bridge.config import Admin
+from bridge.throttle import Counts, network_of
 
 COOKIE = "whatsapp2mqtt"
 #: Seconds that a login holds without a look at the page, and how many hold at once.
@@ -83,7 +83,7 @@ class Door:
         self._token = token
         self._now = now
         self._proxies = [ipaddress.ip_network(one) for one in settings.trusted_proxies]
-        self._attempts = FixedWindowRateLimiter(MemoryStorage())
+        self._attempts = FixedWindowRateLimiter(Counts(now=now))
         self._limit = RateLimitItemPerMinute(ATTEMPTS)
         self._lock = threading.Lock()
         self._logins: dict[bytes, float] = {}  # hashes of cookies: until when they hold
@@ -180,7 +180,7 @@ class Door:
 
     def _check(self, caller: Caller, password: str) -> Refusal | None:
         """Compare with the hash, one at a time: each takes 32 MiB and a good part of a second on a small machine."""
-        address = _network(caller.address)
+        address = network_of(caller.address)
         with self._lock:
             seen = hashlib.blake2b(password.encode("utf-8", "replace"), key=self._salt).digest()
             if self._proven is not None and hmac.compare_digest(seen, self._proven):
@@ -264,15 +264,6 @@ def _is_number(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _network(address: str) -> str:
-    """The address whose attempts are counted; of IPv6 the network, as one machine has all of it."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return "?"
-    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
 
 
 def _hash(cookie: str) -> bytes:

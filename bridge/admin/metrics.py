@@ -77,6 +77,14 @@ class _Bridge(Collector):
         for code, count in counted.answers.items():
             answers.add_metric((str(code) if code else "other",), count)
         yield answers
+        limited = CounterMetricFamily(
+            f"{PREFIX}webhook_limited",
+            "Requests that were too many from one address, by whose they were.",
+            labels=("who",),
+        )
+        for who, count in counted.limited.items():
+            limited.add_metric((who,), count)
+        yield limited
         entries = CounterMetricFamily(
             f"{PREFIX}entries", "Entries of callbacks by kind and outcome.", labels=("kind", "outcome")
         )

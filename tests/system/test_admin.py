@@ -112,6 +112,8 @@ def test_metrics_count_what_happened(bridge: Bridge) -> None:
     assert found[name, "unknown", "dead"] == 1
     assert found[answers, "200"] == 3
     assert found[answers, "404"] == unknown + 1
+    assert found["whatsapp2mqtt_webhook_limited_total", "stranger"] == 0
+    assert found["whatsapp2mqtt_webhook_limited_total", "sender"] == 0
     assert found["whatsapp2mqtt_webhook_answer_seconds_count",] == 3
     assert found["whatsapp2mqtt_delivery_seconds_count", "status"] == 1
     assert found["whatsapp2mqtt_publications_total", "acknowledged", "event"] == 2

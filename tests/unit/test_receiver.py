@@ -31,8 +31,10 @@ from bridge.journal import BrokenStorageError, Callback, NotStoredError, Outcome
 from bridge.journal.commit import GroupCommit
 from bridge.journal.engine import Engine, PostgresqlEngine, SqliteEngine
 from bridge.journal.sqlite import SqliteJournal
+from bridge.meter import Meters
 from bridge.model import Kind
 from bridge.receiver import RETRY_AFTER, Receiver, ReceiverSettings
+from bridge.throttle import FAILURES, LINES
 from bridge.wakeup import Doorbell
 from tests.unit.callers import BrokenOff, as_wsgi
 
@@ -124,6 +126,7 @@ class House:
 
     folder: Path
     fails: Exception | None = None
+    uptime: float = 0.0
     asked: list[Callback] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -153,7 +156,16 @@ class House:
         return await self._commit.append(callback)
 
     def app(self, *, encode_dots: bool = False, **webhook: Any) -> Callable[..., Any]:
-        return as_wsgi(Receiver(Webhook(**webhook), self.append, encode_dots=encode_dots, now=lambda: NOW))
+        self.meter = Meters(1)
+        receiver = Receiver(
+            Webhook(**webhook),
+            self.append,
+            encode_dots=encode_dots,
+            now=lambda: NOW,
+            uptime=lambda: self.uptime,
+            meter=self.meter.claim(),
+        )
+        return as_wsgi(receiver)
 
     @property
     def updates(self) -> list[Stored]:
@@ -520,12 +532,26 @@ class TestHidden:
         query = "hub.mode=subscribe&hub.verify_token=verify&hub.challenge=1"
         paths = ["/nothing/here", "/", "/webhook", "/webhook/", "/webhook/wrong", "/webhook/right-token/", "/webhook/é"]
         paths += ["/webhook/right-toke", "/webhook/right-token/more", "/webhooks", "//webhook/right-token", "*", ""]
-        answers = [call(app, Unread(), method=method, path=path, query=query) for path in paths]
+        answers = [
+            call(app, Unread(), method=method, path=path, query=query, address=f"203.0.113.{place}")
+            for place, path in enumerate(paths)
+        ]
         assert answers == [answers[0]] * len(paths)
         assert answers[0].status == 404
         assert answers[0].body == (
             b"" if method == "HEAD" else b'{"error":"there is nothing here","hint":"look at the webhook\'s address"}'
         )
+
+    @pytest.mark.parametrize("method", ["POST", "GET", "HEAD", "PUT", "OPTIONS", "DELETE"])
+    def test_nor_can_it_be_told_apart_by_what_comes_after_too_many(self, house: House, method: str) -> None:
+        """Were only wrong tokens counted, or only unknown paths, the first 429 would say which was which."""
+        counts = []
+        for path in ("/nothing/here", "/webhook", "/webhook/wrong", "/webhook/right-token/"):
+            app = house.app(auth=Auth(path_token=("right-token",)))
+            answers = [call(app, Unread(), method=method, path=path) for _ in range(2 * FAILURES)]
+            counts.append([(answer.status, answer.headers, answer.body) for answer in answers])
+        assert counts == [counts[0]] * len(counts)
+        assert [status for status, _, _ in counts[0]] == [404] * FAILURES + [429] * FAILURES
 
     def test_without_a_token_set_no_path_goes_on(self, house: House) -> None:
         """Any path would be the webhook's."""
@@ -636,6 +662,185 @@ class TestTurnedAway:
         assert house.asked == []
         assert house.disk == before
         assert house.dead == []
+
+
+def hub(secret: str, body: bytes = BODY) -> dict[str, str]:
+    """Meta's signature."""
+    return {"HTTP_X_HUB_SIGNATURE_256": "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}
+
+
+class TestTooMany:
+    """429: after a few tries without the right credentials, and for callbacks beyond `webhook.rate_limit`."""
+
+    AUTH = Auth(header_token=("right",))
+
+    def knock(self, app: Callable[..., Any], times: int = 2 * FAILURES, **environ: str) -> list[int]:
+        """The answers to tries with wrong credentials."""
+        return [call(app, HTTP_X_WEBHOOK_TOKEN="wrong", **environ).status for _ in range(times)]
+
+    def test_after_a_few_wrong_credentials_it_is_429_until_the_minute_is_over(self, house: House) -> None:
+        """A sender that is set up wrong learns why from the first answers; a guesser learns no more."""
+        app = house.app(auth=self.AUTH)
+        assert self.knock(app) == [401] * FAILURES + [429] * FAILURES
+        house.uptime = 59.0
+        answer = call(app, HTTP_X_WEBHOOK_TOKEN="wrong")
+        assert (answer.status, answer.header("Retry-After")) == (429, "1")
+        assert set(answer.json) == {"error", "hint"}
+        house.uptime = 60.0
+        assert self.knock(app) == [401] * FAILURES + [429] * FAILURES
+
+    @pytest.mark.parametrize(
+        ("auth", "path", "right"),
+        [
+            (Auth(path_token=("right-token",)), "/webhook/right-token", {}),
+            (AUTH, "/webhook", {"HTTP_X_WEBHOOK_TOKEN": "right"}),
+            (Auth(basic=("u:p",)), "/webhook", {"HTTP_AUTHORIZATION": "Basic dTpw"}),
+            (Auth(meta_app_secret=("secret",)), "/webhook", hub("secret")),
+        ],
+        ids=["path", "header", "basic", "signature"],
+    )
+    def test_the_right_credentials_get_in_all_the_same(
+        self, house: House, auth: Auth, path: str, right: dict[str, str]
+    ) -> None:
+        """Behind a tunnel everybody has one address: one stranger could shut out the sender, and with it the user."""
+        app = house.app(auth=auth)
+        assert self.knock(app)[-1] == 429
+        sent = [call(app, path=path, **right).status for _ in range(3 * FAILURES)]
+        assert sent == [200] * len(sent)
+
+    def test_who_is_let_in_by_address_is_not_counted_by_it(self, house: House) -> None:
+        """A listed sender that mixes in requests to other paths is still the sender."""
+        app = house.app(auth=Auth(addresses=("203.0.113.7/32",)))
+        assert [call(app, path="/else").status for _ in range(2 * FAILURES)][-1] == 429
+        assert call(app).status == 200
+
+    @pytest.mark.parametrize(
+        ("method", "path", "query", "environ"),
+        [
+            ("POST", "/else", "", {}),
+            ("GET", "/else", "", {}),
+            ("HEAD", "/", "", {}),
+            ("PUT", "/webhook/x", "", {}),
+            ("GET", "/webhook", "hub.mode=subscribe&hub.verify_token=wrong&hub.challenge=1", {}),
+            ("POST", "/webhook", "", {"HTTP_X_WEBHOOK_TOKEN": "wrong"}),
+            ("POST", "/webhook", "", {"HTTP_X_WEBHOOK_TOKEN": "right"}),
+            ("POST", "/webhook", "", {"HTTP_X_WEBHOOK_TOKEN": "right", "CONTENT_TYPE": "text/plain"}),
+            ("POST", "/webhook", "", {"HTTP_X_WEBHOOK_TOKEN": "right", "CONTENT_LENGTH": "x"}),
+            ("POST", "/webhook", "", {"HTTP_X_WEBHOOK_TOKEN": "right", "CONTENT_LENGTH": "999"}),
+        ],
+    )
+    def test_whatever_a_stranger_asks_is_counted(
+        self, house: House, method: str, path: str, query: str, environ: dict[str, str]
+    ) -> None:
+        """A way that is not counted is the one that a guesser, or a flood, would take."""
+        auth = Auth(header_token=("right",), meta_app_secret=("secret",), meta_verify_token=("verify",))
+        app = house.app(auth=auth)
+        answers = [call(app, method=method, path=path, query=query, **environ) for _ in range(FAILURES + 1)]
+        assert 400 <= answers[0].status < 429
+        assert answers[-1].status == 429
+        assert call(app, HTTP_X_WEBHOOK_TOKEN="right", **hub("secret")).status == 200
+        query = "hub.mode=subscribe&hub.verify_token=verify&hub.challenge=1"
+        assert call(app, Unread(), method="GET", query=query).status == 200
+
+    def test_a_known_sender_may_make_mistakes(self, house: House) -> None:
+        """A wrong media type is the sender's own trouble: it must read what is wrong each time."""
+        app = house.app(auth=self.AUTH)
+        right = {"HTTP_X_WEBHOOK_TOKEN": "right"}
+        statuses = [call(app, CONTENT_TYPE="text/plain", **right).status for _ in range(2 * FAILURES)]
+        assert statuses == [415] * len(statuses)
+
+    def test_each_address_counts_by_itself_and_behind_a_proxy_the_senders(self, house: House) -> None:
+        """One stranger would silence all, and behind a proxy nobody would be told what is wrong."""
+        app = house.app(auth=Auth(header_token=("right",), proxies=("10.0.0.1/32",)))
+        assert self.knock(app)[-1] == 429
+        assert self.knock(app, 1, address="203.0.113.8") == [401]
+        behind = {"address": "10.0.0.1", "HTTP_X_FORWARDED_FOR": "1.1.1.1, 203.0.113.7"}
+        assert self.knock(app, 1, **behind) == [429]
+        assert self.knock(app, 1, address="10.0.0.1", HTTP_X_FORWARDED_FOR="203.0.113.7, 203.0.113.9") == [401]
+        # From a proxy that is not listed, the header says nothing.
+        assert self.knock(app, 1, address="203.0.113.7", HTTP_X_FORWARDED_FOR="203.0.113.10") == [429]
+
+    def test_a_network_of_ipv6_counts_as_one_address(self, house: House) -> None:
+        """Whoever has one machine with IPv6 has 2^64 addresses."""
+        app = house.app(auth=self.AUTH)
+        statuses = [self.knock(app, 1, address=f"2001:db8::{number:x}:1") for number in range(2 * FAILURES)]
+        assert statuses == [[401]] * FAILURES + [[429]] * FAILURES
+        assert self.knock(app, 1, address="2001:db8:0:1::1") == [401]
+
+    def test_callbacks_beyond_the_limit_are_429_and_the_next_window_takes_them(self, house: House) -> None:
+        """A sender that went wild would take the disk from all others; what it is refused, it sends again."""
+        app = house.app(auth=self.AUTH, rate_limit=2)
+        right = {"HTTP_X_WEBHOOK_TOKEN": "right"}
+        answers = [call(app, **right) for _ in range(25)]
+        assert [answer.status for answer in answers] == [200] * 20 + [429] * 5
+        assert answers[-1].header("Retry-After") == "10"
+        assert call(app, address="203.0.113.8", **right).status == 200
+        house.uptime = 10.0
+        assert call(app, **right).status == 200
+
+    def test_so_they_are_where_the_body_is_signed(self, house: House) -> None:
+        """Known only by the body, a sender must not be without limit."""
+        app = house.app(auth=Auth(meta_app_secret=("secret",)), rate_limit=1)
+        assert [call(app, **hub("secret")).status for _ in range(12)] == [200] * 10 + [429] * 2
+
+    def test_strangers_use_up_nothing_of_the_senders_limit(self, house: House) -> None:
+        """Behind a tunnel, a stranger's flood would be refused in the sender's name."""
+        app = house.app(auth=self.AUTH, rate_limit=1)
+        self.knock(app, 50)
+        assert [call(app, HTTP_X_WEBHOOK_TOKEN="right").status for _ in range(10)] == [200] * 10
+
+    def test_a_vendors_burst_is_taken_by_default_and_without_a_limit_everything(self, house: House) -> None:
+        """A vendor that was away for an hour sends thousands at once, from few addresses."""
+        for webhook in ({}, {"rate_limit": None}):
+            app = house.app(auth=self.AUTH, **webhook)
+            body = body_of(statuses=[])  # is stored nowhere, so that this is quick
+            statuses = {call(app, body, HTTP_X_WEBHOOK_TOKEN="right").status for _ in range(3_000)}
+            assert statuses == {200}
+
+    def test_the_log_says_it_once_for_each_address_and_little_of_all(self, house: House) -> None:
+        """A flood would fill the disk with lines, and hide the one that matters."""
+        app = house.app(auth=self.AUTH)
+        with capture_logs() as logs:
+            self.knock(app)
+        events = [(line["event"], line["address"]) for line in logs]
+        assert events[:-1] == [("a request was turned away", "203.0.113.7")] * FAILURES
+        assert events[-1][0].startswith("an address was turned away too often")
+        with capture_logs() as logs:
+            for number in range(200):
+                self.knock(app, address=f"198.51.100.{number}")
+        assert len(logs) == LINES - FAILURES - 1 + 1
+        assert logs[-1]["event"] == "more requests are turned away than are logged"
+        house.uptime = 60.0
+        with capture_logs() as logs:
+            self.knock(app, 1)
+        assert len(logs) == 1
+
+    def test_a_sender_with_too_many_is_named_once(self, house: House) -> None:
+        """The user must learn that a limit holds something back, and not once for each callback."""
+        app = house.app(auth=self.AUTH, rate_limit=1)
+        with capture_logs() as logs:
+            for _ in range(30):
+                call(app, HTTP_X_WEBHOOK_TOKEN="right")
+        lines = [line for line in logs if line["log_level"] == "warning"]
+        assert [line["address"] for line in lines] == ["203.0.113.7"]
+
+    def test_what_a_stranger_writes_as_its_address_is_in_no_log(self, house: House) -> None:
+        """Behind a proxy that passes on what it gets, the log would hold any text of any length."""
+        app = house.app(auth=Auth(header_token=("right",), proxies=("203.0.113.7/32",)))
+        with capture_logs() as logs:
+            self.knock(app, HTTP_X_FORWARDED_FOR=MARK)
+        assert logs
+        assert MARK not in repr(logs)
+
+    def test_both_are_counted_apart(self, house: House) -> None:
+        """Whoever looks at the metrics must see whether a limit holds back the sender or strangers."""
+        app = house.app(auth=self.AUTH, rate_limit=1)
+        self.knock(app, FAILURES + 3)
+        for _ in range(12):
+            call(app, HTTP_X_WEBHOOK_TOKEN="right")
+        counted = house.meter.read()
+        assert counted.limited == {"sender": 2, "stranger": 3}
+        assert counted.answers[429] == 5
 
 
 class TestChallenge:
