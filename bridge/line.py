@@ -100,7 +100,7 @@ class Line:
             del self._outgoing[:sent]
 
     def fill(self) -> bool:
-        """Read what came, without blocking; whether anything did. Its acknowledgements are in `acks` then.
+        """Read what came, without blocking; whether there may be more. Its acknowledgements are in `acks` then.
 
         TLS and websocket keep what was read along with an earlier packet, and poll() does not see it: it is read
         until there is no more.
@@ -123,7 +123,7 @@ class Line:
         if size:
             self._incoming = b"".join(chunks)
             self._sort()
-        return size > 0
+        return size >= READ_MOST
 
     # --- for paho -----------------------------------------------------------------------------------------------
 
@@ -246,14 +246,9 @@ def publish_properties(expiry: float | None, user: tuple[tuple[str, str], ...], 
         user: User Properties.
         payload: What they belong to; an empty one has no format, type or end.
     """
-    parts = []
-    if payload:
-        parts.append(_JSON if payload[:1] == b"{" else _TEXT)
-        if expiry is not None:
-            parts.append(b"\x02" + max(1, min(round(expiry), 0xFFFFFFFF)).to_bytes(4, "big"))
+    packed = _about(payload[:1], None if expiry is None else round(expiry))
     for name, value in user:
-        parts += (_user_property(name), _string(value))
-    packed = b"".join(parts)
+        packed += _user_property(name) + _string(value)
     return variable_length(len(packed)) + packed
 
 
@@ -273,6 +268,15 @@ def variable_length(size: int) -> bytes:
 def _string(text: str) -> bytes:
     encoded = text.encode()
     return len(encoded).to_bytes(2, "big") + encoded
+
+
+@lru_cache(512)
+def _about(begins: bytes, expiry: int | None) -> bytes:
+    """What the content is, and when it is over."""
+    if not begins:
+        return b""
+    about = _JSON if begins == b"{" else _TEXT
+    return about if expiry is None else about + b"\x02" + max(1, min(expiry, 0xFFFFFFFF)).to_bytes(4, "big")
 
 
 @lru_cache(16)

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -179,5 +180,13 @@ def iso_utc(epoch: float) -> str:
     Args:
         epoch: Seconds since 1970.
     """
-    moment = datetime.fromtimestamp(epoch, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+    seconds = math.floor(epoch)
+    micro = round((epoch - seconds) * 1_000_000)
+    if micro == 1_000_000:  # 12.9999999 are 13 seconds
+        seconds, micro = seconds + 1, 0
+    return f"{_second(seconds)}.{micro // 1000:03d}Z"
+
+
+@lru_cache(4)  # what comes in one second is told the same
+def _second(epoch: int) -> str:
+    return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%dT%H:%M:%S}"

@@ -220,14 +220,14 @@ class Connection:
         client, line = self._client, self._client.line
         # Reading comes first: a write that finds the line cut closes the socket, and with it what was not read yet.
         while self._ended is None and line is not None:
-            came = line.fill()
+            has_more = line.fill()
             while line.has_more and client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS:
                 pass
             if line.acks:
-                self._in_flight.difference_update([ack.number for ack in line.acks])
+                self._in_flight.difference_update([number for number, _ in line.acks])
                 self.acks += line.acks
                 line.acks.clear()
-            if not came:
+            if not has_more:
                 break
         if self._ended is None and client.want_write():
             client.loop_write()

@@ -51,7 +51,8 @@ class Observer:
         self.protocol = ""
         self.connected_at: float | None = None  # epoch seconds
         self.home_assistant_at: float | None = None  # when it last said that it is there
-        self._published: deque[Published] = deque(maxlen=REMEMBERED)
+        # As `Published`, but with times of the monotonic clock: made into one when somebody looks.
+        self._published: deque[tuple[int, str, bool, float, float, str | None]] = deque(maxlen=REMEMBERED)
 
     def taken(self, purpose: str, seq: int | None, topic: str, sent: float, *, retain: bool) -> None:
         """The broker acknowledged a publication.
@@ -90,10 +91,13 @@ class Observer:
 
     def published(self) -> list[Published]:
         """The latest publications of updates, oldest first; from any thread."""
-        return list(self._published)
+        ahead = time.time() - time.monotonic()
+        return [
+            Published(seq, topic, retain, sent + ahead, acknowledged + ahead, trouble)
+            for seq, topic, retain, sent, acknowledged, trouble in list(self._published)
+        ]
 
     def _note(self, seq: int, topic: str, sent: float, trouble: str | None = None, *, retain: bool) -> None:
-        now = time.time()
+        now = time.monotonic()
         # What was never sent (it is too large) counts as sent now.
-        took = time.monotonic() - sent if sent else 0.0
-        self._published.append(Published(seq, topic, retain, now - took, now, trouble))
+        self._published.append((seq, topic, retain, sent or now, now, trouble))

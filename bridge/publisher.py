@@ -15,6 +15,7 @@ Promises kept here (numbers as in docs/how-it-works.md):
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import select
@@ -23,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 import orjson
 import structlog
@@ -117,8 +118,8 @@ class PublisherSettings:
     info: dict[str, object] = field(default_factory=dict)
 
 
-class Role(Enum):
-    """What a publication of an update is for."""
+class Role(StrEnum):
+    """What a publication of an update is for; texts, whose hashes cost nothing."""
 
     EVENT = "event"
     STATE = "state"
@@ -478,15 +479,18 @@ class Publisher:
         except ConnectionEndedError as error:
             ended = error  # what was acknowledged before the end counts, or it would be sent again
         acks, connection.acks = connection.acks, []
+        now = self._monotonic()
         for ack in acks:
-            ended = self._acknowledge(ack) or ended
+            self._acknowledge(ack)
+        if acks and self._flights and now - next(iter(self._flights.values())).sent_at > self._settings.keepalive:
+            # Others are acknowledged, and the oldest never.
+            ended = ended or ConnectionEndedError(f"{self.broker} does not acknowledge everything any more")
         for message in connection.messages:
             self._hear(message.topic, message.payload, retained=message.retain)
         connection.messages.clear()
         if ended is not None or (self._denial is not None and not self._flights):
             # Only now, with every other acknowledgement noted: what was taken must not be sent again.
             raise self._denial or ended  # type: ignore[misc]  # one of them is an error
-        now = self._monotonic()
         if acks or not self._flights:
             self._last_ack = now
         elif now - self._last_ack > self._settings.keepalive:
@@ -688,14 +692,15 @@ class Publisher:
         if self._replay is not None and not self._listening:
             self._restore = min((self._replay, LAST_TOPIC), self._restore or (self._replay, LAST_TOPIC))
             self._restore_upto, self._replay = self._fetched, None
-        while len(self._flights) < self._room():
+        while (room := self._room() - len(self._flights)) > 0:
             if self._discover_next():
                 pass
             elif self._answers:
                 topic, payload = self._answers.popleft()
                 self._send(Flight(self._full(topic), payload, retain=False, answers=True))
             elif self._waiting:
-                self._send(self._waiting.popleft())
+                for _ in range(min(room, len(self._waiting))):
+                    self._send(self._waiting.popleft())
             elif self._reports:
                 # Before the journal is read: that it cannot be is what a report may have to say.
                 self._send(Flight(self._full(topics.BRIDGE_HEALTH), self._reports.popleft(), retain=True))
@@ -781,26 +786,24 @@ class Publisher:
             document = topics.marked_late(document)
         payload = document.encode()
         lifetime = self._settings.retain[stored.kind]
-        for role, topic, retain in (
-            (Role.STATE, stored.topic, lifetime > 0),
-            (Role.LAST, f"last/{stored.kind}", lifetime > 0),
-            (Role.EVENT, stored.event_topic, False),
-        ):
-            if role not in progress.waiting:
-                continue
-            flight = Flight(
-                self._full(topic),
-                payload,
-                retain,
-                expiry=lifetime if retain else None,
-                event_id=stored.event_id,
-                role=role,
-                progress=progress,
+        expiry = lifetime if lifetime > 0 else None
+
+        def flight(role: Role, topic: str, *, retain: bool) -> Flight:
+            return Flight(
+                self._full(topic), payload, retain, expiry if retain else None, stored.event_id, role, progress
             )
-            if role is Role.EVENT and stored.kind is Kind.BUTTON:
-                self._pace(flight, progress)
+
+        waiting = progress.waiting
+        if Role.STATE in waiting:
+            self._waiting.append(flight(Role.STATE, stored.topic, retain=lifetime > 0))
+        if Role.LAST in waiting:
+            self._waiting.append(flight(Role.LAST, f"last/{stored.kind}", retain=lifetime > 0))
+        if Role.EVENT in waiting:
+            event = flight(Role.EVENT, stored.event_topic, retain=False)
+            if stored.kind is Kind.BUTTON:
+                self._pace(event, progress)
             else:
-                self._waiting.append(flight)
+                self._waiting.append(event)
         self._feed(progress, again=again)
 
     def _feed(self, progress: Progress, *, again: bool) -> None:
@@ -949,36 +952,31 @@ class Publisher:
 
     # --- settling --------------------------------------------------------------------------------------------
 
-    def _acknowledge(self, ack: Ack) -> ConnectionEndedError | None:
-        """Note a PUBACK; the error with which this connection has to end because of it, or None."""
-        flight = self._flights.get(ack.number)
+    def _acknowledge(self, ack: Ack) -> None:
+        """Note a PUBACK."""
+        flight = self._flights.pop(ack.number, None)
         if flight is None:
-            return None
-        oldest = next(iter(self._flights.values()))
-        del self._flights[ack.number]
+            return
         self._has_answered = flight.answers
         if ack.code in HOLDING_CODES and not flight.discovers and not flight.answers:
             # Not this message's fault: nothing is given up, everything waits until the broker allows it.
             self._denial = self._denial or ConnectionEndedError(
                 self._permission_wanted(flight.topic, ack.code), refused=True
             )
-            return None
-        if not flight.is_own:
-            self._cautious = max(0, self._cautious - 1)
-        self._strikes.pop(flight.topic, None)
+            return
+        if self._cautious and not flight.is_own:
+            self._cautious -= 1
+        if self._strikes:
+            self._strikes.pop(flight.topic, None)
         if ack.code >= 0x80:
             self._give_up(flight, f"the broker refused it with reason code 0x{ack.code:02X}")
         else:
             self._done(flight)
             self.observer.taken(flight.purpose, flight.seq, flight.topic, flight.sent_at, retain=flight.retain)
-            if flight.retain:
+            if flight.retain and self._untaken:
                 self._untaken.discard(flight.topic)
             if self._held and not flight.is_own:
                 self._flows()
-        if oldest is not flight and self._monotonic() - oldest.sent_at > self._settings.keepalive:
-            # Others are acknowledged, and this one never.
-            return ConnectionEndedError(f"{self.broker} does not acknowledge everything any more")
-        return None
 
     def _done(self, flight: Flight) -> None:
         if flight.discovers and self._discovery is not None:
@@ -1031,10 +1029,8 @@ class Publisher:
             Whether something was noted.
         """
         did = False
-        while self._window:
-            seq, first = next(iter(self._window.items()))
-            if not first.done:
-                break
+        done = list(itertools.takewhile(lambda seq: not self._window[seq].waiting, self._window))
+        for seq in done:
             del self._window[seq]
             self._settled = seq
         now = self._monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 import orjson
@@ -34,7 +35,7 @@ BRIDGE_REQUEST = "bridge/request"
 BRIDGE_RESPONSE = "bridge/response"
 BRIDGE_DOCTOR = "bridge/doctor"
 
-_PLAIN = re.compile(r"[A-Za-z0-9_.\-]+").fullmatch
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_.\-]+").sub
 _CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")
 
 
@@ -101,17 +102,22 @@ def level(text: str, *, encode_dots: bool = False) -> str:
     Raises:
         UnicodeEncodeError: The text holds half of a surrogate pair.
     """
-    if _PLAIN(text):
-        # Nothing to encode, but for dots.
-        encoded = text.replace(".", "%2E") if encode_dots else text
-    else:
-        encoded = quote(text, safe="").replace("~", "%7E")
-        if encode_dots:
-            encoded = encoded.replace(".", "%2E")
+    encoded = _NOT_PLAIN(_escaped, text)
+    if encode_dots:
+        encoded = encoded.replace(".", "%2E")
     if len(encoded) > LEVEL_LIMIT:
         kept = _CUT_ESCAPE.sub("", encoded[:LEVEL_KEPT])
         return f"{kept}~{hashlib.sha256(text.encode()).hexdigest()[:32]}"
     return encoded or "%"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return _quoted(found[0])
+
+
+@lru_cache(256)
+def _quoted(text: str) -> str:
+    return quote(text, safe="").replace("~", "%7E")
 
 
 def message_level(message_id: str, *, encode_dots: bool = False) -> str:
@@ -143,19 +149,19 @@ def document(update: Update, received: float, event_id: str) -> bytes:
     Raises:
         orjson.JSONEncodeError: A text holds half of a surrogate pair.
     """
-    brought = _status_keys(update) if isinstance(update, StatusUpdate) else _click_keys(update)
-    keys = {key: value for key, value in brought.items() if value is not None or key == "timestamp"}
-    keys["received_at"] = iso_utc(received)
-    keys["event_id"] = event_id
-    return orjson.dumps(keys)
+    came = iso_utc(received)
+    keys = _status_keys(update, came) if isinstance(update, StatusUpdate) else _click_keys(update, came)
+    brought = {key: value for key, value in keys.items() if value is not None or key == "timestamp"}
+    brought["event_id"] = event_id
+    return orjson.dumps(brought)
 
 
-def _status_keys(update: StatusUpdate) -> dict[str, object]:
+def _status_keys(update: StatusUpdate, received: str) -> dict[str, object]:
     return {
         "message_id": update.message_id,
         "status": update.status,
         "timestamp": update.timestamp,
-        "received_at": "",  # holds the place
+        "received_at": received,
         "recipient_id": update.recipient_id,
         "conversation": update.conversation,
         "errors": update.errors,
@@ -163,7 +169,7 @@ def _status_keys(update: StatusUpdate) -> dict[str, object]:
     }
 
 
-def _click_keys(click: ButtonClick) -> dict[str, object]:
+def _click_keys(click: ButtonClick, received: str) -> dict[str, object]:
     return {
         "payload": click.payload,
         "text": click.text,
@@ -173,7 +179,7 @@ def _click_keys(click: ButtonClick) -> dict[str, object]:
         "from": click.sender,
         "name": click.name,
         "timestamp": click.timestamp,
-        "received_at": "",  # holds the place
+        "received_at": received,
         "context": click.context,
         "tag_name": click.tag_name,
         "template": click.template,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from bridge.clock import Clock
 from bridge.model import Kind
@@ -144,9 +144,8 @@ class Outcome:
     stored_clicks: int | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An update in the journal, as the publisher needs it.
+class Stored(NamedTuple):
+    """An update in the journal, as the publisher needs it; a tuple, as these come by the thousand.
 
     Attributes:
         seq: Its place; what was stored later has a higher one.

@@ -57,7 +57,7 @@ WAL_LIMIT = 16 * 2**20
 RESERVE = 2 * 2**20
 
 #: Pages in the write-ahead log after which whoever writes brings it into the file.
-WAL_PAGES = 1_000
+WAL_PAGES = 4_000
 
 #: Rows that are read at once by who reads all of them.
 SLICE = 1_000
@@ -186,6 +186,8 @@ SELECT seq, lower(hex(event_id)), kind, topic, event_topic, advances, timestamp,
        late, document
 FROM updates WHERE seq > ? ORDER BY seq LIMIT ?
 """
+
+_KINDS = {str(kind): kind for kind in Kind}
 
 _NEWEST = "SELECT coalesce(max(seq), 0) FROM updates"
 
@@ -809,7 +811,7 @@ class SqliteJournal:
         except apsw.Error as error:
             self._note_damage(error)
             raise JournalError(f"journal {self._path}: {_words(error)}") from error
-        except ValueError as error:  # a text that is none, a kind that there is not
+        except (ValueError, KeyError) as error:  # a text that is none, a kind that there is not
             self._note_damage(apsw.CorruptError())
             raise JournalError(f"journal {self._path}: a row is damaged ({error})") from error
 
@@ -904,7 +906,7 @@ def _bury(db: apsw.Connection, dead: Sequence[DeadLetter]) -> None:
 def _stored(row: tuple[Any, ...]) -> Stored:
     seq, event_id, kind, topic, event_topic, advances, timestamp, received, up, late, document = row
     return Stored(
-        seq, event_id, Kind(kind), topic, event_topic, bool(advances), timestamp, received, up, bool(late), document
+        seq, event_id, _KINDS[kind], topic, event_topic, advances == 1, timestamp, received, up, late == 1, document
     )
 
 
