@@ -253,7 +253,8 @@ class Receiver:
             if "Content-Length" not in answer:
                 headers.append(("Content-Length", str(len(body))))
         exchange.response_bytes(code, headers, body)
-        self._meter.answered(code, time.perf_counter() - began, time.time())
+        if scope.method != "HEAD":  # by which the bridge itself asks whether a receiver answers
+            self._meter.answered(code, time.perf_counter() - began, time.time())
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """The last request was answered."""
