@@ -957,7 +957,10 @@ def _read_file(
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
-        problems.append(f"{file}: cannot be read: {error.strerror}; name an existing file with --config")
+        remedy = (
+            "be its owner, or root" if isinstance(error, PermissionError) else "name an existing file with --config"
+        )
+        problems.append(f"{file}: cannot be read: {error.strerror}; {remedy}")
         return
     except UnicodeDecodeError:
         problems.append(f"{file}: is not UTF-8; save it as UTF-8")

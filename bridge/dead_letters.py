@@ -13,6 +13,7 @@ from bridge import payload
 from bridge.clicks import Allowed
 from bridge.config import Settings
 from bridge.journal import Buried, Callback, Household
+from bridge.journal.care import check_there
 from bridge.journal.engine import engine_of
 from bridge.logs import printable
 from bridge.model import iso_utc
@@ -24,6 +25,17 @@ from bridge.wakeup import Finger
 def journal_of(settings: Settings) -> Household:
     """A hold on the journal that the bridge with these settings uses."""
     return engine_of(settings).journal()
+
+
+def journal_there(settings: Settings) -> Household:
+    """The same, where a bridge has made it already.
+
+    Raises:
+        JournalError: None has.
+    """
+    if settings.database is None:
+        check_there(settings.journal_path)
+    return journal_of(settings)
 
 
 def listed(letters: list[Buried]) -> list[tuple[str, str, str, str]]:

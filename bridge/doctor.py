@@ -31,7 +31,7 @@ from bridge.failover import Failover
 from bridge.journal import JournalError
 from bridge.mqtt import Connection, ConnectionEndedError
 from bridge.ports import PortError, check_free
-from bridge.running import NotRunningError, ask
+from bridge.running import HiddenError, NotRunningError, ask
 from bridge.topics import BRIDGE_DOCTOR
 
 #: Bytes of free space below which there is little, and below which nothing more is stored.
@@ -72,9 +72,9 @@ def examine(loaded: Loaded, file: Path | None) -> Iterator[Finding]:
     """
     settings = loaded.settings
     yield from _settings(settings, file)
-    is_running = _is_running(settings)
-    words = "it runs, and answers" if is_running else "it does not run; this is looked at without it"
-    yield Finding("bridge", Verdict.OK if is_running else Verdict.WARNING, words, "" if is_running else "start it")
+    bridge = _bridge(settings)
+    yield bridge
+    is_running = bridge.verdict is Verdict.OK
     yield from _journal(settings)
     yield _clock()
     yield from _webhook(settings, is_running=is_running)
@@ -82,11 +82,16 @@ def examine(loaded: Loaded, file: Path | None) -> Iterator[Finding]:
     yield from _brokers(settings, is_running=is_running)
 
 
-def _is_running(settings: Settings) -> bool:
+def _bridge(settings: Settings) -> Finding:
     try:
-        return ask(settings, "healthz")[0] == 200
+        if ask(settings, "healthz")[0] == 200:
+            return Finding("bridge", Verdict.OK, "it runs, and answers")
+    except HiddenError as error:
+        words, _, remedy = str(error).partition("; ")
+        return Finding("bridge", Verdict.WARNING, words, remedy)
     except NotRunningError:
-        return False
+        pass
+    return Finding("bridge", Verdict.WARNING, "it does not run; this is looked at without it", "start it")
 
 
 # --- settings ------------------------------------------------------------------------------------------------------

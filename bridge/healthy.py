@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http.client
-from contextlib import closing
+from contextlib import closing, suppress
 
 from bridge.config import Address, Settings
 from bridge.running import PATIENCE, NotRunningError, ask
@@ -14,9 +14,10 @@ def unwell(settings: Settings) -> str | None:
 
     Its page says so. Where the page is off, the webhook must answer.
     """
-    if not settings.journal_path.with_suffix(".admin").exists():
-        listen = settings.webhook.listen
-        return None if _answers(listen) else f"nothing answers at http://{listen}"
+    with suppress(PermissionError):  # of which `ask` tells
+        if not settings.journal_path.with_suffix(".admin").exists():
+            listen = settings.webhook.listen
+            return None if _answers(listen) else f"nothing answers at http://{listen}"
     try:
         code, _ = ask(settings, "healthz")
     except NotRunningError as error:

@@ -188,7 +188,9 @@ class Connection:
         except (OSError, ValueError, IndexError, paho.WebsocketConnectionError) as error:
             self.close()
             words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise ConnectionEndedError(f"no connection to {url}: {words}") from error
+            raise ConnectionEndedError(
+                f"no connection to {url}: {words}; see that it runs, and look at mqtt.url"
+            ) from error
 
     def close(self, *, politely: bool = False) -> None:
         """End the connection; politely with a DISCONNECT, so that the broker keeps the will to itself."""

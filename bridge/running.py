@@ -18,6 +18,10 @@ class NotRunningError(Exception):
     """No bridge with these settings runs here, or it cannot be asked; the message says why and what to do."""
 
 
+class HiddenError(NotRunningError):
+    """Whether one runs only its own user can see."""
+
+
 class RefusedError(Exception):
     """The bridge does not do what was asked; the message says why."""
 
@@ -35,6 +39,7 @@ def ask(settings: Settings, path: str, body: object = None) -> tuple[int, Any]:
 
     Raises:
         NotRunningError: Nobody answers.
+        HiddenError: This user may not know.
     """
     beside = settings.journal_path.with_suffix(".admin")
     try:
@@ -44,7 +49,7 @@ def ask(settings: Settings, path: str, body: object = None) -> tuple[int, Any]:
             raise NotRunningError("admin.listen is off, so a running bridge cannot be asked; set it") from None
         raise NotRunningError("the bridge does not run here, or with other settings; name its --config") from None
     except OSError as error:
-        raise NotRunningError(f"{beside}: cannot be read: {error.strerror}; ask as the bridge's user") from error
+        raise HiddenError(f"{beside}: cannot be read: {error.strerror}; ask as the bridge's user") from error
     url = urlsplit(key["url"])
     headers = {"Authorization": f"Bearer {key['token']}", "Content-Type": "application/json"}
     with closing(http.client.HTTPConnection(url.hostname or "", url.port or 80, timeout=PATIENCE)) as connection:

@@ -472,7 +472,8 @@ def alone(journal: Path) -> Iterator[None]:
         ) from None
     except PermissionError as error:
         raise JournalError(
-            f"journal {journal}: its folder cannot be written; set journal.url to another place"
+            f"journal {journal}: its folder cannot be written; be the user it belongs to, "
+            "or set journal.url to another place"
         ) from error
 
 

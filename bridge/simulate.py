@@ -17,11 +17,16 @@ from bridge.config import Address, Settings
 
 STATUSES = ("sent", "delivered", "read", "failed", "deleted")
 CLOUD = "cloud-"
+KINDS = tuple(f"{envelope}{kind}" for envelope in ("", CLOUD) for kind in (*STATUSES, "button"))
 BUSINESS_PHONE = "15550009999"
 
 
 class SimulationError(Exception):
     """The callback could not be posted, or was not taken; the message says why."""
+
+
+class UnknownKindError(SimulationError):
+    """There is no such callback to post."""
 
 
 def post(
@@ -37,11 +42,12 @@ def post(
     """Post a callback of each kind; yields a line about each.
 
     Raises:
-        SimulationError: A kind is unknown, nobody listens, or the bridge did not answer 200.
+        UnknownKindError: One of them is none; nothing was posted.
+        SimulationError: Nobody listens, or the bridge did not answer 200.
     """
-    unknown = [kind for kind in kinds if kind.removeprefix(CLOUD) not in (*STATUSES, "button")]
+    unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise SimulationError(f"{unknown[0]} is no kind; choose from {', '.join((*STATUSES, 'button'))}, or {CLOUD}…")
+        raise UnknownKindError(f"{unknown[0]} is no kind; choose from {', '.join((*STATUSES, 'button'))}, or {CLOUD}…")
     about = message_id or message_id_for(sender)
     for kind in kinds:
         value = (

@@ -157,12 +157,14 @@ def _settings() -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _commands(group: click.Group = cli, above: str = "whatsapp2mqtt") -> Iterator[dict[str, Any]]:
+def _commands(
+    group: click.Group = cli, context: click.Context | None = None, above: str = ""
+) -> Iterator[dict[str, Any]]:
     """Each command with its words and options, as click knows them; groups before what is in them."""
-    context = click.Context(group, info_name=above)
+    context = context or click.Context(group, info_name="whatsapp2mqtt")
     for name, command in group.commands.items():
         own = click.Context(command, info_name=name, parent=context)
-        full = f"{above} {name}".removeprefix("whatsapp2mqtt ")
+        full = f"{above}{name}"
         yield {
             "name": full,
             "usage": " ".join(command.get_usage(own).removeprefix("Usage: ").split()),
@@ -174,7 +176,7 @@ def _commands(group: click.Group = cli, above: str = "whatsapp2mqtt") -> Iterato
             ],
         }
         if isinstance(command, click.Group):
-            yield from _commands(command, full if above == "whatsapp2mqtt" else f"{above} {name}")
+            yield from _commands(command, own, f"{full} ")
 
 
 def main() -> int:

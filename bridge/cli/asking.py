@@ -55,20 +55,27 @@ def _print_status(found: dict[str, Any]) -> None:
     click.echo()
     rows = [
         ("version", found["version"]),
-        ("last callback", found["webhook"]["last_callback"] or "never"),
-        ("last click", found["webhook"]["last_click"] or "never"),
+        ("last callback", _since(found["webhook"]["last_callback"])),
+        ("last click", _since(found["webhook"]["last_click"])),
         ("waiting for the broker", f"{health.get('backlog', 0):,}"),
         ("dead letters", f"{health.get('dead_letters', 0):,}"),
         ("retained topics", f"{health.get('retained_topics', 0):,}"),
         ("broker", f"{found['broker']['url']} (MQTT {found['broker']['protocol'] or '?'})"),
         ("journal", found["journal"]["path"]),
-        ("running since", health.get("started_at", "?")),
+        ("running since", _since(health.get("started_at"))),
     ]
     for name, value in rows:
         click.echo(f"{name + ':':<24}{value}")
 
 
-@click.command()
+def _since(moment: str | None) -> str:
+    """A moment, and how long ago that is."""
+    from bridge.admin.words import ago
+
+    return f"{moment} ({ago(dt.datetime.fromisoformat(moment).timestamp())})" if moment else "never"
+
+
+@click.command(short_help="Publish retained topics once more; never events.")
 @config_option
 @click.option("--since", required=True, help="From then on: 2h, 7d, 2026-01-31 or 2026-01-31T12:00.")
 @click.option("--dry-run", is_flag=True, help="Only say which topics would be published.")
@@ -79,7 +86,7 @@ def replay(config: Path | None, since: str, dry_run: bool) -> None:
     """
     with explained():
         from bridge.again import topics_since
-        from bridge.dead_letters import journal_of
+        from bridge.dead_letters import journal_there
         from bridge.running import NotRunningError, ask
 
         settings = load(config).settings
@@ -87,7 +94,7 @@ def replay(config: Path | None, since: str, dry_run: bool) -> None:
         if moment is None:
             fail("--since: is no time; write e.g. 2h, 7d, 2026-01-31 or 2026-01-31T12:00", EXIT_SETTINGS)
         if dry_run:
-            with journal_of(settings) as journal:
+            with journal_there(settings) as journal:
                 topics = list(topics_since(journal, moment))
             click.echo("".join(f"{settings.mqtt.base_topic}/{topic}\n" for topic in topics), nl=False)
             click.echo(f"{len(topics)} topics would be published again.", err=True)
@@ -114,7 +121,7 @@ def _moment(since: str) -> float | None:
         return None
 
 
-@click.command()
+@click.command(short_help="Look at all the bridge needs, and say what to do.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line: name, verdict, words, remedy.")
 def doctor(config: Path | None, as_json: bool) -> None:
@@ -148,7 +155,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
     sys.exit(code)
 
 
-@click.command()
+@click.command(short_help="Print what completes commands in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print what completes commands and options in a shell, for its start-up file.

@@ -15,7 +15,7 @@ PG_DUMP = "e.g. `pg_dump --format=custom --schema=whatsapp2mqtt --file=FILE DATA
 PG_RESTORE = "stop all bridges, then `pg_restore --clean --if-exists --dbname=DATABASE FILE`"
 
 
-@click.command()
+@click.command(short_help="Copy the journal, also while the bridge runs.")
 @config_option
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def backup(config: Path | None, file: Path) -> None:
@@ -30,7 +30,7 @@ def backup(config: Path | None, file: Path) -> None:
         click.echo(f"{file}: {written} bytes")
 
 
-@click.command()
+@click.command(short_help="Put such a copy in the journal's place.")
 @config_option
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def restore(config: Path | None, file: Path) -> None:
@@ -54,7 +54,7 @@ def restore(config: Path | None, file: Path) -> None:
         click.echo(f"{path} is restored" + (f"; the one before is kept as {aside.name}" if aside else ""))
 
 
-@click.command()
+@click.command(short_help="Take all that is the bridge's off the broker.")
 @config_option
 @click.option("--yes", is_flag=True, help="Really do it; without, only say what would go.")
 @click.option("--list", "each", is_flag=True, help="Print every topic.")
@@ -109,7 +109,7 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
         click.echo(f"{len(found.all)} topics are gone.")
 
 
-@click.command()
+@click.command(short_help="Remove every trace of a person or a message.")
 @config_option
 @click.argument("who", metavar="NUMBER|MESSAGE_ID")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
@@ -124,12 +124,13 @@ def forget(config: Path | None, who: str, dry_run: bool, as_json: bool) -> None:
         import orjson
 
         from bridge import service
-        from bridge.dead_letters import journal_of
+        from bridge.dead_letters import journal_there
         from bridge.forget import ForgetError, forget
         from bridge.running import NotRunningError, ask
         from bridge.traces import WantedError
 
         settings = load(config).settings
+        journal = journal_there(settings)
         try:
             ask(settings, "healthz")
         except NotRunningError:
@@ -140,7 +141,7 @@ def forget(config: Path | None, who: str, dry_run: bool, as_json: bool) -> None:
                     stack.enter_context(service.broker_for(settings))
             except service.StartError as error:
                 fail(error, EXIT_SETTINGS)
-        journal = stack.enter_context(journal_of(settings))
+        stack.enter_context(journal)
         try:
             report = forget(settings, service.plan(settings), journal, who, dry_run=dry_run)
         except WantedError as error:
@@ -175,7 +176,7 @@ def forget(config: Path | None, who: str, dry_run: bool, as_json: bool) -> None:
             click.echo("The database's own write-ahead log and backups are beyond this command.")
 
 
-@click.command("migrate-settings")
+@click.command("migrate-settings", short_help="Bring the settings file to today's names.")
 @config_option
 def migrate_settings(config: Path | None) -> None:
     """Write the settings file with today's names, where an older version had others.

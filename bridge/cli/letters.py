@@ -8,11 +8,14 @@ from typing import NoReturn
 
 import click
 
-from bridge.cli.common import EXIT_FAILED, config_option, explained, load
+from bridge.cli.common import EXIT_FAILED, EXIT_SETTINGS, config_option, explained, fail, load
 from bridge.cli.show import table
 
+#: Dead letters: more than there can be.
+EVERY = 1_000_000
 
-@click.group("dead-letters")
+
+@click.group("dead-letters", short_help="Look at what could not be delivered, or retry it.")
 def dead_letters() -> None:
     """Look at what could not be understood or delivered, try it again, or drop it."""
 
@@ -27,10 +30,11 @@ def dead_letters_list(config: Path | None, limit: int, source: str | None, as_js
     with explained():
         import orjson
 
-        from bridge.dead_letters import journal_of, listed
+        from bridge.dead_letters import journal_there, listed
 
-        with journal_of(load(config).settings) as journal:
-            letters = [one for one in journal.dead_letters(limit=limit) if source in (None, one.source)]
+        with journal_there(load(config).settings) as journal:
+            found = journal.dead_letters(limit=limit if source is None else EVERY)
+            letters = [one for one in found if source in (None, one.source)][:limit]
         if as_json:
             for letter in letters:
                 keys = {"number": letter.number, "received": letter.received, "source": letter.source}
@@ -47,9 +51,9 @@ def dead_letters_list(config: Path | None, limit: int, source: str | None, as_js
 def dead_letters_show(config: Path | None, number: int) -> None:
     """Show all of one."""
     with explained():
-        from bridge.dead_letters import journal_of, shown
+        from bridge.dead_letters import journal_there, shown
 
-        with journal_of(load(config).settings) as journal:
+        with journal_there(load(config).settings) as journal:
             letter = journal.dead_letter(number)
         if letter is None:
             _no_such_letter(number)
@@ -64,13 +68,14 @@ def dead_letters_show(config: Path | None, number: int) -> None:
 def dead_letters_replay(config: Path | None, numbers: tuple[int, ...], everything: bool) -> None:
     """Try some again, as if they had just come; one that works is no dead letter any more."""
     with explained():
-        from bridge.dead_letters import journal_of, replay
+        from bridge.dead_letters import journal_there, replay
 
         settings = load(config).settings
+        _check_which(numbers, everything)
         failed = False
-        with journal_of(settings) as journal:
+        with journal_there(settings) as journal:
             if everything:
-                numbers = tuple(letter.number for letter in reversed(journal.dead_letters(limit=1_000_000)))
+                numbers = tuple(letter.number for letter in reversed(journal.dead_letters(limit=EVERY)))
             for number in numbers:
                 letter = journal.dead_letter(number)
                 if letter is None:
@@ -89,17 +94,23 @@ def dead_letters_replay(config: Path | None, numbers: tuple[int, ...], everythin
 def dead_letters_drop(config: Path | None, numbers: tuple[int, ...], everything: bool) -> None:
     """Delete some for good."""
     with explained():
-        from bridge.dead_letters import journal_of
+        from bridge.dead_letters import journal_there
 
-        with journal_of(load(config).settings) as journal:
+        settings = load(config).settings
+        _check_which(numbers, everything)
+        with journal_there(settings) as journal:
             if everything:
-                numbers = tuple(letter.number for letter in journal.dead_letters(limit=1_000_000))
+                numbers = tuple(letter.number for letter in journal.dead_letters(limit=EVERY))
             for number in numbers:
                 if not journal.drop_dead_letter(number):
                     _no_such_letter(number)
             click.echo(f"dropped {len(numbers)}")
 
 
+def _check_which(numbers: tuple[int, ...], everything: bool) -> None:
+    if everything == bool(numbers):
+        fail("say which: their numbers, as `dead-letters list` shows them, or --all", EXIT_SETTINGS)
+
+
 def _no_such_letter(number: int) -> NoReturn:
-    click.echo(f"whatsapp2mqtt: there is no dead letter {number}; `dead-letters list` shows them", err=True)
-    sys.exit(EXIT_FAILED)
+    fail(f"there is no dead letter {number}; `dead-letters list` shows them")

@@ -64,7 +64,7 @@ def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
     )
 
 
-@click.command()
+@click.command(short_help="Check the settings and print those in force.")
 @config_option
 def check(config: Path | None) -> None:
     """Check the settings and print those in force, secrets hidden."""
@@ -74,7 +74,7 @@ def check(config: Path | None) -> None:
         click.echo(report(load(config)), nl=False)
 
 
-@click.command()
+@click.command(short_help="Say by its exit code whether the bridge is well.")
 @config_option
 def healthy(config: Path | None) -> None:
     """Say whether the running bridge is well: exit code 0, or 1 and why not. For Docker, Kubernetes and monit."""
@@ -87,7 +87,7 @@ def healthy(config: Path | None) -> None:
         click.echo("healthy")
 
 
-@click.command("install-service")
+@click.command("install-service", short_help="Make it a service of systemd, started at boot.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written and run.")
 @click.option("--uninstall", is_flag=True, help="Stop the service and remove it; settings and state stay.")
 def install_service(dry_run: bool, uninstall: bool) -> None:
@@ -108,19 +108,24 @@ def install_service(dry_run: bool, uninstall: bool) -> None:
             fail(error, EXIT_FAILED)
 
 
-@click.command()
+@click.command(short_help="Make the page's password, as a line of settings.")
 def password() -> None:
-    """Ask for the page's password, and print the line for the settings file."""
+    """Ask for the page's password, and print the line for the settings file.
+
+    Where no terminal is, it is the first line of what is piped in.
+    """
     from werkzeug.security import generate_password_hash
 
-    found = click.prompt("Password of the page", hide_input=True, confirmation_prompt=True, err=True)
+    if sys.stdin.isatty():
+        found = click.prompt("Password of the page", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        found = sys.stdin.readline().rstrip("\r\n")
     if len(found) < SHORTEST_PASSWORD:
-        click.echo(f"whatsapp2mqtt: choose one of {SHORTEST_PASSWORD} characters or more", err=True)
-        sys.exit(EXIT_FAILED)
+        fail(f"choose a password of {SHORTEST_PASSWORD} characters or more")
     click.echo(f'admin: {{password: "{generate_password_hash(found, method="scrypt")}"}}')
 
 
-@click.command()
+@click.command(short_help="Print the versions that a bug report needs.")
 def version() -> None:
     """Print the versions of the bridge and of what it stands on."""
     from importlib.metadata import PackageNotFoundError

@@ -8,12 +8,19 @@ from typing import Any
 
 import click
 
-from bridge.cli.common import EXIT_FAILED, config_option, explained, fail, load
+from bridge.cli.common import EXIT_FAILED, EXIT_SETTINGS, config_option, explained, fail, load
+
+
+def _kinds(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:  # noqa: ARG001
+    """For the shell: those that begin so."""
+    from bridge.simulate import KINDS
+
+    return [kind for kind in KINDS if kind.startswith(begun)]
 
 
 @click.command()
 @config_option
-@click.argument("kinds", nargs=-1, required=True, metavar="KIND...")
+@click.argument("kinds", nargs=-1, required=True, metavar="KIND...", shell_complete=_kinds)
 @click.option("--message-id", help="The message that statuses are about; a fresh one if absent.")
 @click.option("--payload", default="open_gate", show_default=True, help="Of the button that is clicked.")
 @click.option("--text", default="Open the gate", show_default=True, help="On the button that is clicked.")
@@ -26,12 +33,14 @@ def simulate(config: Path | None, kinds: tuple[str, ...], url: str | None, **opt
     in the envelope of Meta's Cloud API. Several are posted one after the other, the statuses about one message.
     """
     with explained():
-        from bridge.simulate import SimulationError, post
+        from bridge.simulate import SimulationError, UnknownKindError, post
 
         loaded = load(config)
         try:
             for line in post(loaded.settings, kinds, url=url, **options):
                 click.echo(line)
+        except UnknownKindError as error:
+            fail(error, EXIT_SETTINGS)
         except SimulationError as error:
             fail(error, EXIT_FAILED)
 

@@ -370,16 +370,33 @@ def _is_json(text: str) -> bool:
 # --- copies ------------------------------------------------------------------------------------------------------
 
 
+def check_there(path: Path) -> None:
+    """Refuse to look into a journal that no bridge has made.
+
+    Raises:
+        JournalError: There is none. (One that may not be seen is told of when it is opened.)
+    """
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise JournalError(f"journal {path}: does not exist; is this the configuration the bridge runs with?") from None
+    except OSError:
+        return
+
+
 def backup(path: Path, copy: Path) -> int:
     """Copy a journal while it is in use, consistent as of one moment; the copy's size in bytes.
 
     Raises:
         JournalError: There is no journal, or the copy cannot be written.
     """
-    if not path.exists():
-        raise JournalError(f"journal {path}: does not exist; is this the configuration the bridge runs with?")
+    check_there(path)
+    if not copy.parent.is_dir():
+        raise JournalError(f"backup {copy}: there is no folder {copy.parent}; make it first")
     if copy.resolve() in {path.resolve().with_name(path.name + suffix) for suffix in _SUFFIXES}:
         raise JournalError(f"backup {copy}: is the journal itself; name another file")
+    if not os.access(path, os.R_OK):
+        raise JournalError(f"journal {path}: cannot be read; make the backup as the bridge's user")
     unfinished = copy.with_name(copy.name + ".unfinished")
     try:
         with _opened(path, apsw.SQLITE_OPEN_READONLY) as source:
@@ -417,6 +434,8 @@ def restore(copy: Path, path: Path) -> Path | None:
         aside = _set_aside(path, "before-restore")
         fresh.replace(path)
     except apsw.Error as error:
+        if isinstance(error, apsw.NotADBError):
+            raise JournalError(f"restore: {copy} is no journal of this program") from error
         raise JournalError(f"restore: {copy}: {error}") from error
     except OSError as error:
         raise JournalError(f"restore: {copy}: {error.strerror}") from error

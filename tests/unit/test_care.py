@@ -992,8 +992,16 @@ class TestBackup:
 
     def test_a_place_that_cannot_be_written_is_named(self, path: Path, tmp_path: Path) -> None:
         """As above."""
-        with pytest.raises(JournalError, match=r"backup .*nowhere"):
+        with pytest.raises(JournalError, match=r"backup .*: there is no folder .*nowhere; make it first"):
             backup(path, tmp_path / "nowhere" / "copy.db")
+
+    def test_another_user_is_told_that_it_is_the_journal_which_cannot_be_read(
+        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They would look at the rights of the copy's folder, in vain."""
+        monkeypatch.setattr(os, "access", lambda *_: False)  # root may read all
+        with pytest.raises(JournalError, match=r"journal .*: cannot be read; make the backup as the bridge's user"):
+            backup(path, tmp_path / "copy.db")
 
 
 class TestRestore:
@@ -1052,7 +1060,7 @@ class TestRestore:
         """The journal would be replaced by somebody's photo."""
         fill(path, status(1))
         for name, content, words in (
-            ("photo.jpg", b"\xff\xd8" * 5_000, "file is not a database"),
+            ("photo.jpg", b"\xff\xd8" * 5_000, "is no journal of this program"),
             ("empty.db", b"", "is no journal of this program"),
         ):
             (tmp_path / name).write_bytes(content)
