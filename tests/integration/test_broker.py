@@ -185,7 +185,7 @@ def test_it_ends_when_it_is_stopped(embedded: Embed, logbook: Logbook) -> None:
     assert not accepts(server.settings.listen)
     assert not logbook.said(ENDED)
     # By itself, with everything written, not by force.
-    assert logbook.said("embedded broker", line="Server Exiting")
+    logbook.wait_for_line("embedded broker", line="Server Exiting")
     server.start()
     assert accepts(server.settings.listen)
 

@@ -76,6 +76,11 @@ def retained(bridge: Bridge) -> list[str]:
         return [f"{one.topic} {one.payload}" for one in subscriber.heard if one.retain]
 
 
+def apart_from_health(lines: list[str]) -> list[str]:
+    """In order; its health changes by itself."""
+    return sorted(line for line in lines if not line.startswith("whatsapp/bridge/health "))
+
+
 @pytest.mark.parametrize(
     ("numbers", "runs"),
     [("keep", True), ("mask", True), ("hash", True), ("hash", False)],
@@ -130,7 +135,7 @@ def test_a_dry_run_removes_nothing(bridge: Bridge) -> None:
     before = retained(bridge)
     assert "Would be removed: " in says(bridge, HER, "--dry-run")
     assert HER.encode() in bytes_of(bridge.state)
-    assert sorted(retained(bridge)) == sorted(before)
+    assert apart_from_health(retained(bridge)) == apart_from_health(before)
 
 
 def test_copies_that_still_have_it_are_named(bridge: Bridge) -> None:
