@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import io
 import os
 import re
@@ -55,6 +56,9 @@ log = structlog.get_logger()
 #: Seconds after which a sender that was told 503 may come again.
 RETRY_AFTER = 5
 
+#: So many objects more than were given back have Python look for cycles among them.
+GARBAGE = 10_000
+
 _LATER = {"Retry-After": str(RETRY_AFTER)}
 _JSON = ("Content-Type", "application/json")
 
@@ -92,6 +96,10 @@ def load(settings: ReceiverSettings, parent: int) -> Receiver:
     meter = settings.meters.claim() if settings.meters is not None else Meter()
     _follow_log_level(meter)
     veil = settings.veil
+    # What is there by now stays: the collector need not go through it again and again, nor so often.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
 
     def end() -> None:
         commit.stop()

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +234,7 @@ class _Bridge:
             address=webhook.listen.host,
             port=webhook.listen.port,
             interface=Interfaces.RSGI,
-            loop=Loops.asyncio,
+            loop=Loops.uvloop if find_spec("uvloop") else Loops.asyncio,
             workers=webhook.workers,
             backlog=BACKLOG,
             backpressure=webhook.connections,

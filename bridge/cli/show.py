@@ -22,6 +22,7 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]], *, grows: int = -
         for row in (names, *rows):
             click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
         return
+    _bring_rich()
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -41,6 +42,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
+    _bring_rich()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -60,3 +62,9 @@ def lamp(state: str) -> str:
         "skipped": ("-", "white"),
     }[state]
     return click.style(f"{sign} {state}", fg=colour)
+
+
+def _bring_rich() -> None:
+    """Let it be imported (see bridge/__init__.py)."""
+    if sys.modules.get("rich") is None:
+        sys.modules.pop("rich", None)

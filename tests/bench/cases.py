@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench.ground import LARGE, Shelf, ground, remember
-from tests.bench.load import Plan, body
+from tests.bench.load import Plan, body, run
 from tests.bench.measure import Figures, measure, seen
 from tests.bench.peers import (
     Bare,
     MeasuredBridge,
     NodeRed,
+    Peer,
     SinglyBridge,
     children,
     cpu_seconds,
@@ -42,7 +43,7 @@ class Size:
         rows: In the journal.
         topics: That a broker has forgotten.
         rest: Seconds in which the bridge does nothing.
-        settle: Seconds between the start of a peer and its load.
+        warm: Seconds of load before the one that is measured.
         linger: Seconds that the subscriber waits for what comes twice.
     """
 
@@ -51,12 +52,12 @@ class Size:
     rows: tuple[int, ...] = (100_000, 1_000_000)
     topics: int = 100_000
     rest: float = 30.0
-    settle: float = 1.5
+    warm: float = 1.5
     linger: float = 1.0
 
 
 #: Enough to see whether anything is missing or doubled, and for no figure.
-TINY = Size(seconds=0.3, backlog=2_000, rows=(500, 1_000), topics=500, rest=0.3, settle=0.0, linger=0.2)
+TINY = Size(seconds=0.3, backlog=2_000, rows=(500, 1_000), topics=500, rest=0.3, warm=0.0, linger=0.2)
 
 
 @dataclass(frozen=True)
@@ -151,38 +152,35 @@ def _bridge(
     wrapper: list[str] | None = None,
     filters: tuple[str, ...] = STATES,
 ) -> Figures:
-    with ground() as (folder, broker), Watcher(broker.port, filters, size.linger) as watcher:
-        bridge = kind(folder / "bridge", broker.port, wrapper=wrapper).start()
-        try:
-            time.sleep(size.settle)
-            return measure(replace(plan, port=bridge.port), bridge.processes() | _broker(broker), watcher)
-        finally:
-            bridge.end()
+    with ground() as (folder, broker):
+        return _measured(kind(folder / "bridge", broker.port, wrapper=wrapper), plan, size, broker, filters)
 
 
 def _filled(rows: int, plan: Plan, size: Size, shelf: Shelf) -> Figures:
     folder, checkpoint = shelf.journal(rows)
     with ground() as (_, broker):
         remember(broker, checkpoint)
-        with Watcher(broker.port, STATES, size.linger) as watcher:
-            bridge = MeasuredBridge(folder, broker.port, settings=LARGE).start()
-            try:
-                time.sleep(size.settle)
-                # Tagged anew: the journal is that of the round before, and knows what it had.
-                plan = replace(plan, port=bridge.port, tag=f"x{time.time_ns()}")
-                return measure(plan, bridge.processes() | _broker(broker), watcher)
-            finally:
-                bridge.end()
+        return _measured(MeasuredBridge(folder, broker.port, settings=LARGE), plan, size, broker)
 
 
 def _node_red(plan: Plan, size: Size, program: Path) -> Figures:
-    with ground() as (folder, broker), Watcher(broker.port, STATES, size.linger) as watcher:
-        peer = NodeRed(folder / "node-red", broker.port, program).start()
-        try:
-            time.sleep(size.settle)
-            return measure(replace(plan, port=peer.port), peer.processes() | _broker(broker), watcher)
-        finally:
-            peer.end()
+    with ground() as (folder, broker):
+        return _measured(NodeRed(folder / "node-red", broker.port, program), plan, size, broker)
+
+
+def _measured(peer: Peer, plan: Plan, size: Size, broker: Mosquitto, filters: tuple[str, ...] = STATES) -> Figures:
+    """Start a peer, let it warm up (Node-RED compiles what it runs often), and measure it."""
+    peer.start()
+    try:
+        # Tagged anew each time: a journal of the round before knows what it had.
+        plan = replace(plan, port=peer.port, tag=f"x{time.time_ns()}")
+        if size.warm:
+            run(Plan(peer.port, seconds=size.warm, tag=f"w{plan.tag}"))
+            time.sleep(size.warm / 2)
+        with Watcher(broker.port, filters, size.linger) as watcher:
+            return measure(plan, peer.processes() | _broker(broker), watcher)
+    finally:
+        peer.end()
 
 
 def _bare(plan: Plan) -> Figures:
@@ -256,7 +254,7 @@ def _idle(size: Size) -> Figures:
                 assert time.monotonic() < began + 30, f"the first 200\n{bridge.tail()}"
                 time.sleep(0.005)
             first = time.monotonic() - began
-            time.sleep(2 * size.settle)
+            time.sleep(2 * size.warm)
             assert bridge.process is not None
             family = [bridge.process.pid, *children(bridge.process.pid)]
             before = sum(map(cpu_seconds, family))

@@ -31,10 +31,10 @@ LARGE = {"journal.max_size": "20GiB", "retain.max_topics": "10000000"}
 
 
 @contextlib.contextmanager
-def ground() -> Iterator[tuple[Path, Mosquitto]]:
+def ground(extra: str = "") -> Iterator[tuple[Path, Mosquitto]]:
     """A folder and an empty broker: old retained topics would flood each new subscriber."""
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    broker = Mosquitto(folder / "broker").start()
+    broker = Mosquitto(folder / "broker", extra=extra).start()
     try:
         yield folder, broker
     finally:

@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from tests.bench.report import NODE_RED
 from tests.torture.harness import Bridge, children, command_line, free_port, wait_until
-
-NODE_RED = "4.1"
 
 
 class Peer(Protocol):

@@ -7,6 +7,7 @@ import json
 import logging
 import logging.config
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -280,3 +281,16 @@ def test_no_number_reaches_a_log_whoever_logs_it(written: Callable[..., io.Strin
     assert said.count("said") >= len(places)
     for hidden in (number, "15550001", "0001234", wamid[6:30], "000-1234"):
         assert hidden not in said
+
+
+def test_the_running_bridge_loads_no_library_for_tables_and_a_command_that_prints_them_does() -> None:
+    """Five megabytes in each of its processes, for nothing; or a list of dead letters that cannot be shown."""
+    loads = "import sys, bridge.service, bridge.receiver; print(sys.modules.get('rich'))"
+    prints = (
+        "import sys, bridge.logs; from bridge.cli import show; show._bring_rich(); import rich.table; print('there')"
+    )
+    found = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.strip()
+        for code in (loads, prints)
+    ]
+    assert found == ["None", "there"]
