@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import shutil
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -168,6 +170,7 @@ class Pages:
             # A page of an older version must not meet a script of a newer one.
             "edition": hashlib.sha256(b"".join(file.content for _, file in sorted(self.files.items()))).hexdigest()[:8],
             "settings": settings,
+            "command": "whatsapp2mqtt" if shutil.which("whatsapp2mqtt") else str(Path(sys.argv[0]).absolute()),
         }
         self._env = env
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from bridge.journal import Callback, DeadLetter
 from bridge.journal.sqlite import SqliteJournal
 from tests.browser.chromium import Onlooker, click, post
 from tests.hostile import TEXTS
-from tests.system.support import Bridge, free_port, status
+from tests.system.support import COMMAND, Bridge, free_port, status
 
 Look = Callable[..., Onlooker]
 MakeBridge = Callable[..., Bridge]
@@ -86,8 +87,11 @@ def test_a_first_start_says_what_to_do(bridge: Bridge, look: Look) -> None:
     """A new user would see empty boxes and think that it does not work."""
     onlooker = look(bridge)
     onlooker.wait_text("Ready for the first callback")
+    # As a terminal finds it: from a clone, by its place alone.
+    command = "whatsapp2mqtt" if shutil.which("whatsapp2mqtt", path=bridge.environment["PATH"]) else COMMAND
+    assert f"{command} simulate button" in onlooker.text
     for path, words in {
-        "/live": "simulate sent delivered read button",
+        "/live": f"{command} simulate sent delivered read button",
         "/messages": "No messages yet",
         "/buttons": "No button is known yet",
         "/dead-letters": "No dead letters",
