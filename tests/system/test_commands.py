@@ -165,7 +165,7 @@ def test_simulate_posts_every_kind_that_it_names(bridge: Bridge) -> None:
 def test_simulate_names_the_kinds_when_it_does_not_know_one(bridge: Bridge) -> None:
     """A typing error must not post anything, and must not need the manual."""
     said = bridge.run("simulate", "sent", "red")
-    assert said.returncode == 1
+    assert said.returncode == 2
     assert said.stdout == ""
     assert said.stderr.startswith("whatsapp2mqtt: red is no kind; choose from sent, delivered, read")
 
