@@ -260,6 +260,8 @@ class Receiver:
             code, headers, body = answer.status_code, answer.headerlist, answer.body
             if "Content-Length" not in answer:
                 headers.append(("Content-Length", str(len(body))))
+            if code >= 400 and "Connection" not in answer:
+                headers.append(("Connection", "close"))  # a stranger who stays would keep others out
         exchange.response_bytes(code, headers, body)
         if scope.method != "HEAD":  # by which the bridge itself asks whether a receiver answers
             self._meter.answered(code, time.perf_counter() - began, time.time())

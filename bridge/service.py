@@ -44,7 +44,7 @@ from bridge.keeper import Keeper
 from bridge.loglevel import LogLevel, hold_signals
 from bridge.meter import Meters
 from bridge.model import Kind
-from bridge.ports import PortError, check_free
+from bridge.ports import BACKLOG, PortError, bound, check_free, listen
 from bridge.privacy import Veil, masked
 from bridge.publisher import Publisher, PublisherSettings
 from bridge.requests import Requests
@@ -61,10 +61,10 @@ log = structlog.get_logger()
 RECEIVER_PATIENCE = 4
 #: Seconds that the publisher's thread has to end.
 PUBLISHER_PATIENCE = 5.0
-#: Connections that wait while the receivers have as many as they take, or are started anew.
-BACKLOG = 1024
 #: Milliseconds that a connection may take for the head of a request, or rest between two requests.
 HEADER_PATIENCE = 10_000
+#: Bytes of requests that a connection may have waiting, and so the largest head: with all connections, 32 MiB.
+HEAD = 32 * 2**10
 #: Seconds between two heartbeats, unless systemd's watchdog wants more of them.
 HEARTBEAT = 5.0
 
@@ -98,9 +98,8 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
     program = _embedded_program(settings)
     _make_state_directory()
     with alone(settings.journal_path):
-        listener = _inherited_listener(settings.webhook.listen)
-        if listener is None:
-            _check_free(settings.webhook.listen, "webhook.listen")
+        listener = _inherited_listener(settings.webhook.listen) or _listen(settings.webhook.listen)
+        bound(listener)
         if program is not None:
             _check_broker_free(settings.mqtt.embedded.listen)
         engine = engine_of(settings)
@@ -110,16 +109,17 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
 
 
 class _Server(MPServer):
-    """granian's supervisor, which can also serve a socket that systemd holds open, and stop with a delay.
+    """granian's supervisor with a socket of ours, or of systemd's, that stops with a delay.
 
-    With such a socket nobody is refused while the bridge restarts: connections wait in it. granian has no setting for
-    it, but keeps such a socket itself where each worker cannot open its own; the same attributes are used here.
+    In a socket of ours connections wait while a receiver is started anew, in one of systemd's also while the bridge is;
+    and it bounds them (`bridge.ports`). granian has no setting for it, but keeps such a socket itself where each worker
+    cannot open its own; the same attributes are used here.
 
     With a delay nobody is refused either where a load balancer stands before several bridges: it has time to see that
     this one is about to go, and turns to the others.
     """
 
-    def __init__(self, *arguments: Any, listener: socket.socket | None, drain: float, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, listener: socket.socket, drain: float, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._listener = listener
         self._drain = drain
@@ -139,9 +139,6 @@ class _Server(MPServer):
         super().signal_handler_interrupt()  # type: ignore[no-untyped-call]
 
     def _init_shared_socket(self) -> None:
-        if self._listener is None:
-            super()._init_shared_socket()  # type: ignore[no-untyped-call]
-            return
         self._listener.setblocking(False)  # as those that granian makes
         self._listener.set_inheritable(True)
         self._sfd = self._listener.fileno()  # type: ignore[assignment]  # first None there
@@ -159,7 +156,7 @@ class _Bridge:
         program: Path | None,
         on_ready: Callable[[Ready], None] | None,
         alarm: str | None,
-        listener: socket.socket | None,
+        listener: socket.socket,
         veil: Veil | None,
     ) -> None:
         self._settings = settings = loaded.settings
@@ -240,7 +237,7 @@ class _Bridge:
             backpressure=webhook.connections,
             # Of HTTP/1.1 alone it ends connections that say nothing; and nobody who sends callbacks needs another.
             http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(header_read_timeout=HEADER_PATIENCE),
+            http1_settings=HTTP1Settings(header_read_timeout=HEADER_PATIENCE, max_buffer_size=HEAD),
             websockets=False,
             log_level=LogLevels.error,
             log_dictconfig=logs.GRANIAN_LOGGING,
@@ -542,6 +539,13 @@ def _answers(address: Address) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        return listen(address, "webhook.listen")
+    except PortError as error:
+        raise StartError(str(error)) from None
 
 
 def _check_free(address: Address, setting: str) -> None:

@@ -228,6 +228,9 @@ class Bridge:
         self.pass_fds: tuple[int, ...] = ()
         self._program: Program | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(self, *_: object) -> None:
         if self._program is not None:
             self._program.__exit__()

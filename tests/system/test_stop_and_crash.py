@@ -283,3 +283,11 @@ def test_after_a_kill_the_same_folder_starts_as_if_nothing_was(make_bridge: Make
         bridge.program.end(signal.SIGKILL)
         wait_for_end(family)
     assert bridge.start().program.end() == 0
+
+
+def test_who_connects_while_the_receiver_is_away_waits(bridge: Bridge) -> None:
+    """A refused connection is an error at the sender, and WhatsApp comes again when it likes."""
+    first = bridge.receiver
+    os.kill(first, signal.SIGKILL)
+    wait_for_end([first])
+    assert bridge.post(status("m1")).status == 200
