@@ -10,7 +10,7 @@ import structlog
 from bottle import Bottle, HTTPResponse, request
 
 from bridge.admin import metrics
-from bridge.admin.door import COOKIE, LOGIN_HOLDS, Caller, Door, Refusal, caller_of, headers
+from bridge.admin.door import COOKIE, COOKIE_OF_HTTPS, LOGIN_LASTS, Caller, Door, Refusal, caller_of, headers
 from bridge.admin.pages import NAVIGATION, Go, MissingError, Pages, Visit
 from bridge.admin.status import Sources, Watch
 from bridge.again import topics_since
@@ -23,7 +23,9 @@ _CODES = {
     Refusal.NAME: 421,
     Refusal.ADDRESS: 403,
     Refusal.ORIGIN: 403,
+    Refusal.PROXY: 403,
     Refusal.PASSWORD: 401,
+    Refusal.WRONG: 401,
     Refusal.LIMIT: 429,
 }
 
@@ -55,6 +57,11 @@ def application(sources: Sources, door: Door) -> Bottle:
 
         return Visit(door.prefix(caller), field, is_part)
 
+    def note(caller: Caller, refusal: Refusal | None) -> None:
+        """Say who is turned away and why; not who has yet to log in, nor each attempt of who is limited already."""
+        if refusal not in (None, Refusal.PASSWORD, Refusal.LIMIT) and door.is_worth_a_line():
+            log.warning("the page turned somebody away", why=refusal.value, address=caller.address)
+
     def answer(
         path: str,
         handler: Callable[..., HTTPResponse],
@@ -68,6 +75,7 @@ def application(sources: Sources, door: Door) -> Bottle:
         def guarded(**arguments: str) -> HTTPResponse:
             caller = caller_of(request)
             refusal = door.look(caller, is_change=method == "POST", is_public=is_public)
+            note(caller, refusal)
             found = handler(**arguments) if refusal is None else refuse(caller, refusal)
             for name, value in headers(framed=door.is_trusted(caller)).items():
                 found.headers.setdefault(name, value)
@@ -179,21 +187,28 @@ def application(sources: Sources, door: Door) -> Bottle:
 
     # --- in and out --------------------------------------------------------------------------------------------------
 
+    def wanted(here: Visit) -> str:
+        """Where somebody wanted to be before the login."""
+        to = here.field("to")
+        return to if to in NAVIGATION else ""
+
     def login() -> HTTPResponse:
         caller = caller_of(request)
+        here = visit(caller)
         if door.look(caller) is None:
-            return HTTPResponse("", 303, {"Location": f"{door.prefix(caller)}/"})
-        return _html(pages.login(visit(caller)))
+            return HTTPResponse("", 303, {"Location": f"{here.root}/{wanted(here)}"})
+        return _html(pages.login(here))
 
     def log_in() -> HTTPResponse:
         caller = caller_of(request)
         here = visit(caller)
-        cookie = door.log_in(caller, here.field("password"))
+        cookie = door.log_in(caller, request.forms.getunicode("password") or "")
         if isinstance(cookie, Refusal):
-            why = "This password is not right." if cookie is Refusal.PASSWORD else f"{cookie.value.capitalize()}."
+            note(caller, cookie)
+            why = "This password is not right." if cookie is Refusal.WRONG else f"{cookie.value.capitalize()}."
             return _html(pages.login(here, why), _CODES[cookie])
-        to = here.field("to")
-        found = HTTPResponse("", 303, {"Location": f"{here.root}/{to if to in NAVIGATION else ''}"})
+        log.info("somebody logged in to the page", address=caller.address)
+        found = HTTPResponse("", 303, {"Location": f"{here.root}/{wanted(here)}"})
         _give_cookie(found, cookie, here.root, is_encrypted=door.is_encrypted(caller))
         return found
 
@@ -222,13 +237,13 @@ def application(sources: Sources, door: Door) -> Bottle:
 
 def _give_cookie(found: HTTPResponse, cookie: str, root: str, *, is_encrypted: bool) -> None:
     found.set_cookie(
-        COOKIE,
+        COOKIE_OF_HTTPS if is_encrypted and not root else COOKIE,
         cookie,
         path=f"{root}/",
         httponly=True,
-        samesite="lax",
+        samesite="strict",
         secure=is_encrypted,
-        max_age=int(LOGIN_HOLDS) if cookie else 0,
+        max_age=int(LOGIN_LASTS) if cookie else 0,
     )
 
 
@@ -242,7 +257,7 @@ def _json(document: object, code: int = 200) -> HTTPResponse:
 
 def _refuse(refusal: Refusal) -> HTTPResponse:
     found = _json({"error": refusal.value}, _CODES[refusal])
-    if refusal is Refusal.PASSWORD:
+    if refusal in (Refusal.PASSWORD, Refusal.WRONG):
         found.headers["WWW-Authenticate"] = 'Basic realm="whatsapp2mqtt"'
     return found
 

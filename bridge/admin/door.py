@@ -4,7 +4,9 @@ The page can fire a click and shows numbers, and a browser lets every site on th
 
 - Only names on a list are answered (against DNS rebinding: a stranger's name that leads to 127.0.0.1).
 - A change must be a POST, and must come from a page of ours (Sec-Fetch-Site, Origin).
-- Beyond loopback, a password is needed; only its scrypt hash is known here. Attempts are limited for each address.
+- Beyond loopback, a password is needed; only its scrypt hash is known here. Attempts are limited, for each address and
+  for all together.
+- Without a password, what came through a proxy is not answered: a tunnel makes everyone on the internet loopback.
 - A command on this machine that may read the journal's folder may look, too: it shows a token from a file there.
 - A proxy of `admin.trusted_proxies` has asked already (Home Assistant does, before it shows an add-on's page).
 """
@@ -31,14 +33,19 @@ from limits.strategies import FixedWindowRateLimiter
 from werkzeug.security import check_password_hash
 
 from bridge.config import Admin
-from bridge.throttle import Counts, network_of
+from bridge.throttle import LINES, Counts, network_of
 
-COOKIE = "whatsapp2mqtt"
-#: Seconds that a login holds without a look at the page, and how many hold at once.
+#: Names of the cookie: over HTTPS browsers hold it to this host alone by its prefix (RFC 6265bis, section 4.1.3.2).
+COOKIE, COOKIE_OF_HTTPS = "whatsapp2mqtt", "__Host-whatsapp2mqtt"
+#: Seconds that a login holds without a look at the page, and at most; and how many hold at once.
 LOGIN_HOLDS = 12 * 3600.0
+LOGIN_LASTS = 7 * 86_400.0
 LOGINS = 50
-#: Wrong passwords in a minute, from one address.
+#: Wrong passwords and tokens in a minute, from one address and from all.
 ATTEMPTS = 5
+ATTEMPTS_OF_ALL = 30
+#: What proxies and tunnels add to what they pass on.
+PASSED_ON = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "cf-ray")
 
 
 class Refusal(Enum):
@@ -47,8 +54,18 @@ class Refusal(Enum):
     NAME = "the page does not go by this name; add it to admin.hosts, or use 127.0.0.1"
     ADDRESS = "only the proxies of admin.trusted_proxies may ask; set admin.password to let others log in"
     ORIGIN = "a change must come from a page of the bridge itself"
+    PROXY = "a proxy or tunnel passed this on; set admin.password, or list the proxy in admin.trusted_proxies"
     PASSWORD = "log in first"  # noqa: S105  (no password)
+    WRONG = "the password or token is not right"
     LIMIT = "too many wrong passwords; wait a minute"
+
+
+@dataclass(slots=True)
+class Login:
+    """One that somebody has: until when it holds, in seconds; the first as long as nobody looks, the other at most."""
+
+    unused_until: float
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,7 @@ class Caller:
         header: A header by its name, in lower case; empty if there is none.
         cookie: That of our name, or empty.
         path: What is asked for, below any prefix.
+        authority: The host of a request whose first line names one (absolute-form), or empty.
     """
 
     method: str
@@ -67,6 +85,7 @@ class Caller:
     header: Callable[[str], str]
     cookie: str
     path: str = "/"
+    authority: str = ""
 
 
 class Door:
@@ -84,9 +103,11 @@ class Door:
         self._now = now
         self._proxies = [ipaddress.ip_network(one) for one in settings.trusted_proxies]
         self._attempts = FixedWindowRateLimiter(Counts(now=now))
-        self._limit = RateLimitItemPerMinute(ATTEMPTS)
+        self._limits = (RateLimitItemPerMinute(ATTEMPTS), RateLimitItemPerMinute(ATTEMPTS_OF_ALL))
+        self._lines = RateLimitItemPerMinute(LINES, namespace="LINES")
+        self._hashing = threading.Lock()
         self._lock = threading.Lock()
-        self._logins: dict[bytes, float] = {}  # hashes of cookies: until when they hold
+        self._logins: dict[bytes, Login] = {}  # by the hashes of their cookies
         self._salt = secrets.token_bytes(16)
         self._proven: bytes | None = None  # of a password that was right, so that each scrape need not take 50 ms
         listen = settings.listen
@@ -116,8 +137,9 @@ class Door:
         return path.rstrip("/") if known else ""
 
     def is_encrypted(self, caller: Caller) -> bool:
-        """Whether the browser came by HTTPS, as a trusted proxy says."""
-        return self.is_trusted(caller) and caller.header("x-forwarded-proto") == "https"
+        """Whether a form came by HTTPS, as the browser itself or a trusted proxy says."""
+        by_proxy = self.is_trusted(caller) and caller.header("x-forwarded-proto") == "https"
+        return by_proxy or caller.header("origin").startswith("https://")
 
     def look(self, caller: Caller, *, is_change: bool = False, is_public: bool = False) -> Refusal | None:
         """Whether to answer.
@@ -128,16 +150,19 @@ class Door:
             is_public: Whether everybody may see it: health, and the login page.
         """
         trusted = self.is_trusted(caller)
-        if not trusted and not self._is_our_name(caller.header("host")):
+        if not trusted and not all(map(self._is_our_name, _hosts(caller))):
             return Refusal.NAME
         with_token = self._has_token(caller)
         if not trusted and not self._is_open and not self.asks and not with_token:
             return Refusal.ADDRESS
+        is_passed_on = not trusted and not with_token and any(map(caller.header, PASSED_ON))
+        if self._is_open and is_passed_on and not is_public:
+            return Refusal.PROXY
         if is_change and not with_token and not self._is_from_our_page(caller, trusted=trusted):
             return Refusal.ORIGIN
         if is_public or trusted or self._is_open or with_token or self._is_logged_in(caller):
             return None
-        return self._by_basic(caller)
+        return self._by_header(caller)
 
     def log_in(self, caller: Caller, password: str) -> str | Refusal:
         """The cookie for whoever knows the password."""
@@ -147,10 +172,11 @@ class Door:
         cookie = secrets.token_urlsafe(32)
         with self._lock:
             now = self._now()
-            self._logins = {key: until for key, until in self._logins.items() if until > now}
+            self._logins.pop(_hash(caller.cookie), None)
+            self._logins = {key: one for key, one in self._logins.items() if now < min(one.unused_until, one.until)}
             while len(self._logins) >= LOGINS:
                 del self._logins[next(iter(self._logins))]
-            self._logins[_hash(cookie)] = now + LOGIN_HOLDS
+            self._logins[_hash(cookie)] = Login(now + LOGIN_HOLDS, now + LOGIN_LASTS)
         return cookie
 
     def log_out(self, caller: Caller) -> None:
@@ -158,18 +184,27 @@ class Door:
         with self._lock:
             self._logins.pop(_hash(caller.cookie), None)
 
+    def is_worth_a_line(self) -> bool:
+        """Whether one more refusal may stand in the log: nobody may fill it."""
+        with self._hashing:
+            return self._attempts.hit(self._lines, "lines")
+
     def _is_logged_in(self, caller: Caller) -> bool:
         key = _hash(caller.cookie)
         with self._lock:
-            until = self._logins.get(key)
-            if until is None or until < self._now():
+            login, now = self._logins.get(key), self._now()
+            if login is None or now > min(login.unused_until, login.until):
+                self._logins.pop(key, None)
                 return False
-            self._logins[key] = self._now() + LOGIN_HOLDS
+            login.unused_until = now + LOGIN_HOLDS
             return True
 
-    def _by_basic(self, caller: Caller) -> Refusal | None:
-        """HTTP Basic, for Prometheus and scripts; any user name."""
+    def _by_header(self, caller: Caller) -> Refusal | None:
+        """HTTP Basic, for Prometheus and scripts, by any user name; a token that comes here is wrong."""
         scheme, _, given = caller.header("authorization").partition(" ")
+        if scheme.lower() == "bearer":
+            with self._hashing:
+                return self._limited(caller) or self._wrong(caller)
         if scheme.lower() != "basic":
             return Refusal.PASSWORD
         try:
@@ -180,18 +215,28 @@ class Door:
 
     def _check(self, caller: Caller, password: str) -> Refusal | None:
         """Compare with the hash, one at a time: each takes 32 MiB and a good part of a second on a small machine."""
-        address = network_of(caller.address)
-        with self._lock:
+        with self._hashing:
+            # Before anything is compared, or who is limited would go on guessing at what was right before.
+            if refusal := self._limited(caller):
+                return refusal
             seen = hashlib.blake2b(password.encode("utf-8", "replace"), key=self._salt).digest()
             if self._proven is not None and hmac.compare_digest(seen, self._proven):
                 return None
-            if not self._attempts.test(self._limit, address):
-                return Refusal.LIMIT
             if self._settings.password and check_password_hash(self._settings.password, password[:1_000]):
                 self._proven = seen
                 return None
-            self._attempts.hit(self._limit, address)
-        return Refusal.PASSWORD
+            return self._wrong(caller)
+
+    def _limited(self, caller: Caller) -> Refusal | None:
+        """Whether nothing more is compared for a while; many addresses can belong to one who guesses."""
+        whose = (network_of(caller.address), "all")
+        is_free = all(self._attempts.test(limit, key) for limit, key in zip(self._limits, whose, strict=True))
+        return None if is_free else Refusal.LIMIT
+
+    def _wrong(self, caller: Caller) -> Refusal:
+        for limit, key in zip(self._limits, (network_of(caller.address), "all"), strict=True):
+            self._attempts.hit(limit, key)
+        return Refusal.WRONG
 
     def _has_token(self, caller: Caller) -> bool:
         given = caller.header("authorization").encode("utf-8", "replace")
@@ -243,13 +288,20 @@ def headers(*, framed: bool) -> Mapping[str, str]:
 
 def caller_of(request: Any) -> Caller:
     """A request of Bottle's."""
+    target = str(request.environ.get("REQUEST_URI", "/"))
     return Caller(
         method=request.method,
         address=request.environ.get("REMOTE_ADDR", ""),
         header=lambda name: str(request.environ.get(f"HTTP_{name.upper().replace('-', '_')}", "")),
-        cookie=request.get_cookie(COOKIE) or "",
+        cookie=request.get_cookie(COOKIE_OF_HTTPS) or request.get_cookie(COOKIE) or "",
         path=request.path,
+        authority="" if target.startswith("/") else target.partition("://")[2].partition("/")[0] or "*",
     )
+
+
+def _hosts(caller: Caller) -> set[str]:
+    """Every host that a request names: its header, and its first line if that is absolute (RFC 9112, section 3.2.2)."""
+    return {caller.header("host"), caller.authority or caller.header("host")}
 
 
 def _name(host: str) -> str:

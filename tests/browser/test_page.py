@@ -396,8 +396,39 @@ def test_the_cookie_is_for_the_page_alone(locked: Bridge, look: Look) -> None:
     onlooker.wait_text("Ready for the first callback")
     (cookie,) = onlooker.page.context.cookies()
     assert cookie["httpOnly"]
-    assert cookie["sameSite"] in ("Lax", "Strict")
+    assert cookie["sameSite"] == "Strict"
     assert onlooker.page.evaluate("document.cookie") == ""
+
+
+def test_who_is_logged_in_comes_in_also_by_a_link_on_another_site(locked: Bridge, look: Look) -> None:
+    """A dashboard that links to the page would ask for the password at each click, as it brings no cookie along."""
+    onlooker = look(locked, "/login")
+    onlooker.page.get_by_label("Password").fill(PASSWORD)
+    onlooker.page.get_by_role("button", name="Log in").click()
+    onlooker.wait_text("Ready for the first callback")
+    onlooker.page.goto("about:blank")
+    onlooker.page.set_content(f'<a href="{locked.page}/setup">the bridge</a>')
+    with onlooker.page.expect_response("**/login?to=setup"):  # it is asked without the cookie
+        onlooker.page.get_by_text("the bridge").click()
+    onlooker.page.wait_for_url("**/setup")
+
+
+def test_without_any_referrer_a_form_would_not_say_where_it_was_sent_from(locked: Bridge, look: Look) -> None:
+    """Why the policy is `same-origin`: by `no-referrer` a form of ours has the origin `null`, as a stranger's may."""
+    onlooker = look(locked, "/login", errors=("401", "403"))
+    origins = []
+    for policy in ("same-origin", "no-referrer"):
+        onlooker.go("/login")
+        onlooker.page.evaluate(
+            "policy => { const meta = document.createElement('meta');"
+            "meta.name = 'referrer'; meta.content = policy; document.head.append(meta); }",
+            policy,
+        )
+        onlooker.page.get_by_label("Password").fill("wrong")
+        with onlooker.page.expect_request(lambda request: request.method == "POST") as sent:
+            onlooker.page.get_by_role("button", name="Log in").click()
+        origins.append(sent.value.all_headers().get("origin"))
+    assert origins == [locked.page, "null"]
 
 
 # --- hostile text, and hands without a mouse ---------------------------------------------------------------------

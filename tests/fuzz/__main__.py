@@ -55,9 +55,9 @@ def main(kind: str, options: tuple[str, ...]) -> None:
         for number, file in enumerate(test_payloads.FILES if kind == "bytes" else ()):
             (seeds / str(number)).write_bytes(test_payloads.bodies(test_payloads.read(file))[0])
         with Way(folder) as way:
-            atheris.Setup(
-                [sys.argv[0], f"-max_len={MAX_BODY // 10}", "-timeout=20", *options, str(seeds)], KINDS[kind](way)
-            )
+            found = [] if any(Path(one).is_file() for one in options) else [str(seeds)]
+            limits = [f"-max_len={MAX_BODY // 10}", "-timeout=20"]
+            atheris.Setup([sys.argv[0], *limits, *options, *found], KINDS[kind](way))
             atheris.Fuzz()
 
 

@@ -257,6 +257,7 @@ class Way:
         environ = {
             "REQUEST_METHOD": "POST",
             "PATH_INFO": "/webhook",
+            "HTTP_HOST": "bridge.example",
             "REMOTE_ADDR": "203.0.113.7",
             "CONTENT_TYPE": "application/json",
             "CONTENT_LENGTH": str(len(body)),

@@ -9,8 +9,20 @@ from typing import Any
 import pytest
 from werkzeug.security import generate_password_hash
 
-from bridge.admin.door import ATTEMPTS, LOGIN_HOLDS, Caller, Door, Refusal, headers
+from bridge.admin.door import (
+    ATTEMPTS,
+    ATTEMPTS_OF_ALL,
+    LOGIN_HOLDS,
+    LOGIN_LASTS,
+    LOGINS,
+    PASSED_ON,
+    Caller,
+    Door,
+    Refusal,
+    headers,
+)
 from bridge.config import Address, Admin
+from bridge.throttle import LINES
 
 TOKEN = "the-token-in-the-file"
 #: A cheap one, as many are compared here.
@@ -19,10 +31,16 @@ HERE, LAN = Address("127.0.0.1", 8081), Address("0.0.0.0", 8081)
 
 
 def caller(
-    *, method: str = "GET", address: str = "127.0.0.1", host: str = "127.0.0.1:8081", cookie: str = "", **more: str
+    *,
+    method: str = "GET",
+    address: str = "127.0.0.1",
+    host: str = "127.0.0.1:8081",
+    cookie: str = "",
+    authority: str = "",
+    **more: str,
 ) -> Caller:
     known = {"host": host} | {name.replace("_", "-"): value for name, value in more.items()}
-    return Caller(method, address, lambda name: known.get(name, ""), cookie)
+    return Caller(method, address, lambda name: known.get(name, ""), cookie, authority=authority)
 
 
 def door(listen: Address = HERE, now: Callable[[], float] = lambda: 0.0, **settings: Any) -> Door:
@@ -39,12 +57,25 @@ def test_the_page_answers_to_its_names(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["", "evil.example", "127.0.0.1.evil.example", "localhost.evil", "evil@127.0.0.1", "10.0.0.7", "[::2]"]
+    "host",
+    [
+        *("", "evil.example", "127.0.0.1.evil.example", "localhost.evil", "evil@127.0.0.1", "10.0.0.7", "[::2]"),
+        *("localhost.", "127.0.0.1.", "127.1", "2130706433", "0x7f.0.0.1", "localhost, localhost", "localhost:x"),
+        *("localhost:8081:1", "localhost\n", " localhost", "lоcalhost", "[::1", "[localhost]", "::1", "*"),  # noqa: RUF001  (that is the attack)
+    ],
 )
 def test_the_page_answers_to_no_other_name(host: str) -> None:
     """A stranger's site whose name leads to 127.0.0.1 could read the page and open the gate (DNS rebinding)."""
     for is_public in (True, False):
         assert door().look(caller(host=host), is_public=is_public) is Refusal.NAME
+
+
+@pytest.mark.parametrize("authority", ["evil.example", "evil.example:8081", "localhost@evil.example", "*", "[::2]"])
+def test_the_first_line_of_a_request_may_name_no_other_host_either(authority: str) -> None:
+    """Of two names a proxy looks at the one, and the page at the other."""
+    assert door().look(caller(authority=authority), is_public=True) is Refusal.NAME
+    assert door().look(caller(authority="localhost:8081")) is None
+    assert door().look(caller(host="evil.example", authority="localhost")) is Refusal.NAME
 
 
 def test_where_all_addresses_listen_any_number_is_a_name() -> None:
@@ -82,9 +113,9 @@ def test_a_change_comes_from_our_own_page(change: dict[str, str], expected: Refu
 def test_beyond_loopback_nobody_comes_in_without_a_password() -> None:
     here = door(LAN, password=HASH)
     assert here.look(caller()) is Refusal.PASSWORD
-    assert here.look(caller(authorization=basic("wrong"))) is Refusal.PASSWORD
+    assert here.look(caller(authorization=basic("wrong"))) is Refusal.WRONG
     assert here.look(caller(authorization="Basic ???")) is Refusal.PASSWORD
-    assert here.look(caller(authorization="Bearer wrong")) is Refusal.PASSWORD
+    assert here.look(caller(authorization="Bearer wrong")) is Refusal.WRONG
     assert here.look(caller(cookie="made-up")) is Refusal.PASSWORD
     assert here.look(caller(), is_public=True) is None
     assert here.look(caller(authorization=basic("correct horse"))) is None
@@ -109,14 +140,97 @@ def test_a_login_opens_the_page_until_it_ends() -> None:
     assert here.look(caller(cookie=again)) is Refusal.PASSWORD
 
 
+def test_a_login_ends_also_when_it_is_used_all_the_time() -> None:
+    """A stolen cookie that looks once a day would open the page for ever."""
+    time = [0.0]
+    here = door(LAN, lambda: time[0], password=HASH)
+    cookie = here.log_in(caller(), "correct horse")
+    assert isinstance(cookie, str)
+    while time[0] < LOGIN_LASTS - 3600:
+        assert here.look(caller(cookie=cookie)) is None
+        time[0] += 3600
+    time[0] = LOGIN_LASTS + 1
+    assert here.look(caller(cookie=cookie)) is Refusal.PASSWORD
+
+
+def test_a_login_has_a_new_name_each_time_and_the_old_one_ends() -> None:
+    """A name that somebody else chose, or left behind, would open the page to them (session fixation)."""
+    here = door(LAN, password=HASH)
+    first = here.log_in(caller(cookie="chosen"), "correct horse")
+    assert isinstance(first, str)
+    assert len(first) >= 43  # 256 bits
+    second = here.log_in(caller(cookie=first), "correct horse")
+    assert isinstance(second, str)
+    assert len({"chosen", first, second}) == 3
+    assert here.look(caller(cookie="chosen")) is Refusal.PASSWORD
+    assert here.look(caller(cookie=first)) is Refusal.PASSWORD
+    assert here.look(caller(cookie=second)) is None
+
+
+def test_logins_are_bounded_in_number() -> None:
+    """A script that logs in for each look would fill the memory."""
+    here = door(LAN, password=HASH)
+    cookies = [here.log_in(caller(), "correct horse") for _ in range(LOGINS + 1)]
+    assert len({here.look(caller(cookie=str(cookie))) for cookie in cookies}) == 2
+    assert here.look(caller(cookie=str(cookies[0]))) is Refusal.PASSWORD
+
+
 def test_wrong_passwords_are_limited_for_each_address() -> None:
     """A password would be guessed in a night; and one who guesses must not lock out the others."""
     here = door(LAN, password=HASH)
     for _ in range(ATTEMPTS):
-        assert here.log_in(caller(address="10.0.0.66"), "wrong") is Refusal.PASSWORD
+        assert here.log_in(caller(address="10.0.0.66"), "wrong") is Refusal.WRONG
     assert here.log_in(caller(address="10.0.0.66"), "correct horse") is Refusal.LIMIT
     assert here.look(caller(address="10.0.0.66", authorization=basic("wrong"))) is Refusal.LIMIT
     assert isinstance(here.log_in(caller(address="10.0.0.5"), "correct horse"), str)
+
+
+def test_who_is_limited_learns_nothing_even_when_the_password_was_right_before() -> None:
+    """What was proven once is compared quickly: a thousand guesses a second, and the right one would have come in."""
+    here = door(LAN, password=HASH)
+    assert here.look(caller(address="10.0.0.5", authorization=basic("correct horse"))) is None
+    for _ in range(ATTEMPTS):
+        assert here.look(caller(address="10.0.0.66", authorization=basic("wrong"))) is Refusal.WRONG
+    assert here.look(caller(address="10.0.0.66", authorization=basic("correct horse"))) is Refusal.LIMIT
+    assert here.look(caller(address="10.0.0.5", authorization=basic("correct horse"))) is None
+
+
+def test_wrong_passwords_are_limited_for_all_addresses_together() -> None:
+    """Who has a hundred addresses would guess a hundred times as fast; who is in stays in."""
+    here = door(LAN, password=HASH)
+    cookie = here.log_in(caller(), "correct horse")
+    assert isinstance(cookie, str)
+    for number in range(ATTEMPTS_OF_ALL):
+        assert here.log_in(caller(address=f"10.0.1.{number}"), "wrong") is Refusal.WRONG
+    assert here.log_in(caller(address="10.0.2.1"), "wrong") is Refusal.LIMIT
+    assert here.look(caller(cookie=cookie)) is None
+    assert here.look(caller(authorization=f"Bearer {TOKEN}")) is None
+
+
+def test_refusals_do_not_fill_the_log() -> None:
+    """Anybody in the network could fill the disk by asking for another name."""
+    here = door(LAN, password=HASH)
+    assert [here.is_worth_a_line() for _ in range(LINES + 5)] == [True] * LINES + [False] * 5
+
+
+def test_wrong_tokens_are_attempts_too() -> None:
+    """The token opens as much as the password."""
+    here = door(LAN, password=HASH)
+    for _ in range(ATTEMPTS):
+        assert here.look(caller(authorization="Bearer wrong")) is Refusal.WRONG
+    assert here.look(caller(authorization="Bearer wrong")) is Refusal.LIMIT
+    assert here.log_in(caller(), "correct horse") is Refusal.LIMIT
+    assert here.look(caller(authorization=f"Bearer {TOKEN}")) is None
+
+
+@pytest.mark.parametrize("header", PASSED_ON)
+def test_without_a_password_nothing_comes_through_a_proxy(header: str) -> None:
+    """Whoever points a tunnel at the page makes the whole internet a machine of the house."""
+    header = header.replace("-", "_")
+    assert door().look(caller(**{header: "203.0.113.7"})) is Refusal.PROXY
+    assert door().look(caller(**{header: "203.0.113.7"}), is_public=True) is None
+    assert door(password=HASH).look(caller(**{header: "203.0.113.7"})) is Refusal.PASSWORD
+    assert door(trusted_proxies=("127.0.0.1/32",)).look(caller(**{header: "203.0.113.7"})) is None
 
 
 def test_a_network_of_ipv6_is_one_address() -> None:

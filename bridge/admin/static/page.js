@@ -116,6 +116,10 @@
 
   document.querySelector("[data-go-on]")?.submit();
 
+  // A link on another site brings no cookie along. Asked from here, the page knows whether somebody is logged in.
+  if (document.querySelector("form[data-login]"))
+    fetch(location.href).then((answer) => { if (answer.redirected) location.replace(answer.url); }, () => {});
+
   // --- htmx --------------------------------------------------------------------------------------------------------
 
   const MOST = 200; // rows that stay in the live view
