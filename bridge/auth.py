@@ -30,6 +30,7 @@ class Verdict(Enum):
     HIDDEN = "hidden"  # answered like any path that does not exist
     UNKNOWN = "unknown"  # no or wrong credentials
     FORBIDDEN = "forbidden"  # from an address that may not post
+    BROWSER = "browser"  # from a web page, where nothing but the place says who posts
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,14 @@ class Gate:
         if auth.path_token:
             verdicts.append(Verdict.WELCOME if visitor.token else Verdict.UNKNOWN)
         if auth.addresses:
-            verdicts.append(Verdict.WELCOME if self._is_listed(visitor) else Verdict.FORBIDDEN)
+            verdicts.append(self._by_address(visitor))
         if auth.header_token:
             given = visitor.header(auth.header_name)
             verdicts.append(_verdict(given is not None and is_one_of(given, auth.header_token)))
         if auth.basic:
             verdicts.append(_verdict(_basic(visitor.header("authorization"), auth.basic)))
+        if not auth.is_set and _is_browser(visitor):
+            return Verdict.BROWSER
         if self._any and Verdict.WELCOME in verdicts:
             return Verdict.WELCOME
         turned_away = next((one for one in verdicts if one is not Verdict.WELCOME), None)
@@ -112,6 +115,11 @@ class Gate:
         except ValueError:
             return ""
 
+    def _by_address(self, visitor: Visitor) -> Verdict:
+        if not self._is_listed(visitor):
+            return Verdict.FORBIDDEN
+        return Verdict.BROWSER if _is_browser(visitor) else Verdict.WELCOME
+
     def _is_listed(self, visitor: Visitor) -> bool:
         try:
             origin = ipaddress.ip_address(self.origin(visitor))
@@ -134,6 +142,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 def _within(origin: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Iterable[Network]) -> bool:
     mapped = getattr(origin, "ipv4_mapped", None)
     return any(origin in network or (mapped is not None and mapped in network) for network in networks)
+
+
+def _is_browser(visitor: Visitor) -> bool:
+    """Whether a web page sends this, by what browsers add to every POST of one (Fetch Standard, section 3.2).
+
+    A page of a stranger whose name was made to lead to this machine (DNS rebinding) may send JSON, and comes from an
+    address of the house. It knows no secret.
+    """
+    return visitor.header("origin") is not None or visitor.header("sec-fetch-site") is not None
 
 
 def _verdict(holds: bool) -> Verdict:

@@ -407,6 +407,8 @@ class Receiver:
             return _not_found()
         if verdict is Verdict.FORBIDDEN:
             return _refuse(403, "this address may not post", "list it in webhook.auth.addresses")
+        if verdict is Verdict.BROWSER:
+            return _refuse(403, "a web page may not post", "set webhook.auth.path_token, and have it know the secret")
         headers = {"WWW-Authenticate": 'Basic realm="webhook"'} if self._webhook.auth.basic else {}
         return _refuse(401, "the credentials are missing or wrong", "compare with webhook.auth", **headers)
 

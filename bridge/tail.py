@@ -119,7 +119,7 @@ def follow(
             )
             if str(error) != said and not changes_version:
                 said = str(error)
-                click.echo(f"whatsapp2mqtt: {said}; trying again", err=True)
+                click.echo(f"whatsapp2mqtt: {printable(said)}; trying again", err=True)
 
 
 def _messages(settings: Settings, failover: Failover, topic: str) -> Iterator[Message]:

@@ -41,6 +41,8 @@ COOKIE, COOKIE_OF_HTTPS = "whatsapp2mqtt", "__Host-whatsapp2mqtt"
 LOGIN_HOLDS = 12 * 3600.0
 LOGIN_LASTS = 7 * 86_400.0
 LOGINS = 50
+#: Characters of a password; nothing is cut off, as what is left might open.
+LONGEST_PASSWORD = 1_000
 #: Wrong passwords and tokens in a minute, from one address and from all.
 ATTEMPTS = 5
 ATTEMPTS_OF_ALL = 30
@@ -222,7 +224,8 @@ class Door:
             seen = hashlib.blake2b(password.encode("utf-8", "replace"), key=self._salt).digest()
             if self._proven is not None and hmac.compare_digest(seen, self._proven):
                 return None
-            if self._settings.password and check_password_hash(self._settings.password, password[:1_000]):
+            wanted = self._settings.password
+            if wanted and len(password) <= LONGEST_PASSWORD and check_password_hash(wanted, password):
                 self._proven = seen
                 return None
             return self._wrong(caller)

@@ -68,6 +68,7 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
         from bridge.clean import CleanError, find, remove, stands
         from bridge.dead_letters import journal_of
         from bridge.journal.engine import engine_of
+        from bridge.logs import printable
 
         settings = load(config).settings
         try:
@@ -82,7 +83,7 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
                 journal = stack.enter_context(journal_of(settings)) if known else None
                 found = find(settings, service.plan(settings), journal)
                 if each:
-                    click.echo("".join(f"{topic}\n" for topic in found.all), nl=False)
+                    click.echo("".join(f"{printable(topic)}\n" for topic in found.all), nl=False)
                 click.echo(
                     f"{len(found.updates)} messages and buttons, {len(found.bridge)} topics about the bridge, "
                     f"{len(found.discovery)} discoveries of Home Assistant"
@@ -98,10 +99,10 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
         except service.StartError as error:
             fail(error, EXIT_SETTINGS)
         except CleanError as error:
-            fail(error, EXIT_FAILED)
+            fail(printable(str(error)), EXIT_FAILED)
         if left.all:
             click.echo(
-                f"whatsapp2mqtt: {len(left.all)} topics still stand, e.g. {left.all[0]}; "
+                f"whatsapp2mqtt: {len(left.all)} topics still stand, e.g. {printable(left.all[0])}; "
                 "is the bridge allowed to publish to them?",
                 err=True,
             )

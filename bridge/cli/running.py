@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from bridge.service import Ready
 
 #: Characters.
-SHORTEST_PASSWORD = 10
+SHORTEST_PASSWORD, LONGEST_PASSWORD = 10, 1_000
+#: Three passes over 32 MiB: what OWASP asks of scrypt (its Password Storage Cheat Sheet), with the least memory.
+PASSWORD_HASH = "scrypt:32768:8:3"  # noqa: S105  (no password)
 
 
 @click.command()
@@ -120,9 +122,9 @@ def password() -> None:
         found = click.prompt("Password of the page", hide_input=True, confirmation_prompt=True, err=True)
     else:
         found = sys.stdin.readline().rstrip("\r\n")
-    if len(found) < SHORTEST_PASSWORD:
-        fail(f"choose a password of {SHORTEST_PASSWORD} characters or more")
-    click.echo(f'admin: {{password: "{generate_password_hash(found, method="scrypt")}"}}')
+    if not SHORTEST_PASSWORD <= len(found) <= LONGEST_PASSWORD:
+        fail(f"choose a password of {SHORTEST_PASSWORD} characters or more, and of {LONGEST_PASSWORD} at most")
+    click.echo(f'admin: {{password: "{generate_password_hash(found, method=PASSWORD_HASH)}"}}')
 
 
 @click.command(short_help="Print the versions that a bug report needs.")

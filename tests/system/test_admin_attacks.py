@@ -232,6 +232,17 @@ def test_a_look_changes_nothing(bridge: Bridge) -> None:
         assert [one.json["message_id"] for one in subscriber.heard] == ["m2"]
 
 
+def test_no_web_page_clicks_by_the_webhook_either(bridge: Bridge) -> None:
+    """Without a secret, a site whose name leads here could post a click from a browser of the house."""
+    for marks in ({"Origin": f"http://evil.example:{bridge.webhook}"}, {"Sec-Fetch-Site": "same-origin"}):
+        answer = bridge.post({"messages": [CLICK]}, headers={"Host": f"evil.example:{bridge.webhook}", **marks})
+        assert answer.status == 403
+        assert "path_token" in answer.json["hint"]
+    assert kept(bridge)["updates"] == []
+    assert bridge.post({"messages": [CLICK]}).status == 200
+    assert len(kept(bridge)["updates"]) == 1
+
+
 def test_the_page_itself_changes_something(bridge: Bridge) -> None:
     """What refuses everybody proves nothing."""
     traffic(bridge)
@@ -343,6 +354,18 @@ def test_the_cookie_is_of_no_use_elsewhere(locked: Bridge) -> None:
     assert cookie_of(encrypted).startswith(f"{COOKIE_OF_HTTPS}=")
     for reply in (plain, encrypted):
         assert request(locked, "GET", "/api/status", f"Cookie: {cookie_of(reply)}").code == 200
+
+
+def test_a_login_leads_to_no_other_site(locked: Bridge) -> None:
+    """A link to the login would end, after it, at a page that looks like ours; or put a password into an address."""
+    for to in ("//evil.example", "https://evil.example/", "/\\evil.example", "setup/../..", "%0d%0aSet-Cookie: x=y"):
+        body = f"password={PASSWORD.replace(' ', '+')}&to={to}"
+        reply = request(locked, "POST", "/login", "Origin: http://127.0.0.1:$PORT", body=body)
+        assert (reply.code, reply.headers["location"]) == (303, "/"), to
+        assert "x" not in reply.headers["set-cookie"].partition("=")[0].split("-")
+    query = f"/login?password={PASSWORD.replace(' ', '+')}"
+    assert request(locked, "POST", query, "Origin: http://127.0.0.1:$PORT", body="password=wrong").code == 401
+    assert request(locked, "POST", query, "Origin: http://127.0.0.1:$PORT").code == 401
 
 
 def test_a_cookie_that_somebody_chose_opens_nothing(locked: Bridge) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paho.mqtt import publish
 
 from bridge import __version__
 from bridge.cli import main
@@ -323,3 +324,12 @@ def test_a_port_of_nobody_is_no_broker_for_tail(make_bridge: MakeBridge) -> None
         tail.wait_said("no connection to mqtt://127.0.0.1:")
         assert tail.end(signal.SIGINT) == 130
     assert "Traceback" not in tail.said
+
+
+def test_a_topic_of_somebody_else_cannot_steer_the_terminal(make_bridge: MakeBridge, mosquitto: int) -> None:
+    """Whoever may write at the broker would have `clean` run what they sent in the terminal of who looks."""
+    evil = "whatsapp/\u202egnp.exe\u2028/status"
+    publish.single(evil, "{}", qos=1, retain=True, hostname="127.0.0.1", port=mosquitto)
+    said = make_bridge(mqtt__url=f"mqtt://127.0.0.1:{mosquitto}").run("clean", "--list")
+    assert r"whatsapp/\u202egnp.exe\u2028/status" in said.stdout
+    assert said.stdout.replace("\n", "").isprintable()

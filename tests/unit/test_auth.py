@@ -19,6 +19,7 @@ BODY = b'{"statuses": [ ] , "\xc3\xa9": "\\u00e9"}'
 NOW = 1_767_225_600.25
 
 WELCOME, HIDDEN, UNKNOWN, FORBIDDEN = Verdict.WELCOME, Verdict.HIDDEN, Verdict.UNKNOWN, Verdict.FORBIDDEN
+BROWSER = Verdict.BROWSER
 
 
 def visitor(token: str = "", address: str = "203.0.113.7", **headers: str) -> Visitor:
@@ -55,6 +56,12 @@ class TestNothingSet:
     def test_without_settings_everyone_may_post(self) -> None:
         """The first try on one's own machine needs no set-up; beyond loopback the settings refuse this."""
         assert verdict(Auth(), visitor()) is WELCOME
+
+    @pytest.mark.parametrize("header", ["origin", "sec_fetch_site"])
+    @pytest.mark.parametrize("value", ["http://evil.example:8080", "null", "same-origin", ""])
+    def test_a_web_page_may_not_post(self, header: str, value: str) -> None:
+        """A site whose name was made to lead to 127.0.0.1 could post a click from any browser of the house."""
+        assert verdict(Auth(), visitor(**{header: value})) is BROWSER
 
     def test_a_path_that_goes_on_is_not_the_webhook(self) -> None:
         """Any path would be the webhook's, and the answer tell a stranger that it is there."""
@@ -375,6 +382,24 @@ class TestAddresses:
         """The proxy appends the stranger's own address; whatever stands before it is the stranger's invention."""
         chain = ", ".join([*made_up, str(stranger)])
         assert verdict(self.BEHIND, visitor(address="10.0.0.1", x_forwarded_for=chain)) is FORBIDDEN
+
+
+@pytest.mark.parametrize("require", ["all", "any"])
+def test_an_address_alone_lets_no_web_page_in(require: str) -> None:
+    """The browser of somebody at home has an address that may post, whoever made the page that it shows."""
+    auth = Auth(require=require, addresses=("203.0.113.0/24",))
+    assert verdict(auth, visitor()) is WELCOME
+    assert verdict(auth, visitor(origin="http://evil.example")) is BROWSER
+    assert verdict(auth, visitor(address="192.0.2.1", origin="http://evil.example")) is FORBIDDEN
+
+
+def test_who_knows_a_secret_may_use_a_browser() -> None:
+    """A tool in a browser, to try the webhook with, is somebody's own."""
+    auth = Auth(path_token=("t",))
+    assert verdict(auth, visitor("t", origin="https://tool.example")) is WELCOME
+    either = Auth(require="any", path_token=("t",), addresses=("203.0.113.0/24",))
+    assert verdict(either, visitor("t", origin="https://tool.example")) is WELCOME
+    assert verdict(either, visitor(origin="https://tool.example")) is not WELCOME
 
 
 # Each way to be known: the setting, what a sender brings who is, and what one brings who is not.

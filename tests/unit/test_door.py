@@ -15,6 +15,7 @@ from bridge.admin.door import (
     LOGIN_HOLDS,
     LOGIN_LASTS,
     LOGINS,
+    LONGEST_PASSWORD,
     PASSED_ON,
     Caller,
     Door,
@@ -205,6 +206,19 @@ def test_wrong_passwords_are_limited_for_all_addresses_together() -> None:
     assert here.log_in(caller(address="10.0.2.1"), "wrong") is Refusal.LIMIT
     assert here.look(caller(cookie=cookie)) is None
     assert here.look(caller(authorization=f"Bearer {TOKEN}")) is None
+
+
+def test_a_password_is_compared_as_it_is() -> None:
+    """What is cut off or folded makes one password out of many."""
+    long = "Pässwörd 🔑 " * 10
+    here = door(LAN, password=generate_password_hash(long, method="scrypt:1024:8:1"))
+    assert isinstance(here.log_in(caller(), long), str)
+    for other in (long.lower(), long.strip(), long[:64], long + "x"):
+        assert here.log_in(caller(), other) is Refusal.WRONG
+    longest = "x" * LONGEST_PASSWORD
+    here = door(LAN, password=generate_password_hash(longest, method="scrypt:1024:8:1"))
+    assert here.log_in(caller(), longest + "y") is Refusal.WRONG
+    assert isinstance(here.log_in(caller(), longest), str)
 
 
 def test_refusals_do_not_fill_the_log() -> None:
