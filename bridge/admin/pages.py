@@ -104,8 +104,7 @@ class Visit:
 
     def number(self, name: str) -> int:
         """A field that is a whole number; 0 if it is none."""
-        written = self.field(name)
-        return int(written) if written.isascii() and written.isdigit() and len(written) < 19 else 0
+        return whole(self.field(name)) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +247,7 @@ class Pages:
         if not kind and not text:
             arrivals += [one for one in shown if one.number > seen and not one.outcome["stored"]]
         arrivals.sort(key=lambda one: one.received if isinstance(one, Shown) else one.kept.received, reverse=True)
-        waiting = [int(one) for one in visit.field("waiting").split(",")[:ROWS] if one.isdigit() and len(one) < 19]
+        waiting = [seq for one in visit.field("waiting").split(",")[:ROWS] if (seq := whole(one)) is not None]
         changed = [
             tracer.trace(kept)
             for kept in map(self._sources.journal.update, waiting)
@@ -285,7 +284,8 @@ class Pages:
         return self._render(template, visit, "live", trace=trace, body=body, plain=plain)
 
     def _update(self, seq: str) -> Kept:
-        kept = self._sources.journal.update(int(seq)) if seq.isdigit() and len(seq) < 19 else None
+        place = whole(seq)
+        kept = self._sources.journal.update(place) if place is not None else None
         if kept is None:
             raise MissingError("this update is not in the journal any more")
         return kept
@@ -442,7 +442,8 @@ class Pages:
 
     def _letter(self, number: str) -> Any:
         with self._sources.journal.turn:
-            found = self._sources.journal.dead_letter(int(number)) if number.isdigit() and len(number) < 19 else None
+            place = whole(number)
+            found = self._sources.journal.dead_letter(place) if place is not None else None
         if found is None:
             raise MissingError("this dead letter is not there any more")
         return found
@@ -459,7 +460,8 @@ class Pages:
     def drop(self, visit: Visit, number: str) -> Go:
         del visit
         with self._sources.journal.turn:
-            was_there = number.isdigit() and len(number) < 19 and self._sources.journal.drop_dead_letter(int(number))
+            place = whole(number)
+            was_there = place is not None and self._sources.journal.drop_dead_letter(place)
         if not was_there:
             raise MissingError("this dead letter is not there any more")
         return self._said("/dead-letters", f"Dead letter {number} was deleted.")
@@ -509,6 +511,11 @@ class Pages:
 
     def refused(self, visit: Visit, why: str) -> str:
         return self._render("refused.html", visit, why=why)
+
+
+def whole(written: str) -> int | None:
+    """A whole number as it is written in an address or a form, small enough for the journal; None if it is none."""
+    return int(written) if written.isascii() and written.isdigit() and len(written) < 19 else None
 
 
 def _file(path: Path) -> File:

@@ -13,12 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import apsw
 import pytest
 from werkzeug.security import generate_password_hash
 
 from bridge.admin.door import ATTEMPTS, COOKIE, COOKIE_OF_HTTPS
+from tests.hostile import TEXTS
 from tests.system.conftest import MakeBridge
 from tests.system.support import PATIENCE, Bridge, status
 
@@ -216,8 +218,8 @@ def test_a_look_changes_nothing(bridge: Bridge) -> None:
     before = kept(bridge)
     with bridge.listen("whatsapp/event/#") as subscriber:
         for path, method in ROUTES:
-            for form in ("", "?button=gate&sure=yes&upto=9&since=0&password=x"):
-                for verb in ("GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+            for verb in ("GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+                for form in ("", "?button=gate&sure=yes&upto=9&since=0&password=x") if verb == "GET" else ("",):
                     lines = (
                         "Sec-Fetch-Site: same-origin",
                         "Origin: http://127.0.0.1:$PORT",
@@ -438,6 +440,40 @@ def test_a_path_leads_to_no_other_file(bridge: Bridge) -> None:
         assert reply.code in (400, 404), path
         assert "import" not in reply.body
         assert "root:" not in reply.body
+
+
+def test_no_address_and_no_field_makes_the_page_fail(bridge: Bridge) -> None:
+    """A fault is a line with a traceback in the log, and may be the beginning of more."""
+    traffic(bridge)
+    odd = [TEXTS[name] for name in ("img", "null", "newline", "sql", "traversal", "jinja-expression", "bidi")]
+    odd += ["²", "٣", "-1", "0", "9" * 18, "9" * 19, "1e5", "1,²,٣", " 1", "1_0", "\ud800"]
+    fields = ("note", "after", "seen", "waiting", "kind", "text", "before", "to", "button", "sender", "upto", "worked")
+    origin = "Origin: http://127.0.0.1:$PORT"
+    for text in odd:
+        word = quote(text, safe="", errors="surrogatepass")
+        form = "&".join(f"{name}={word}" for name in fields)
+        for path, method in ROUTES:
+            there = path.replace("<name:path>", word).replace("<number>", word).replace("<seq>", word)
+            if "<" not in path and text in ("²", "1,²,٣", "\ud800", TEXTS["null"], TEXTS["img"]):
+                code = request(bridge, method, f"{there}?{form}" if method == "GET" else there, origin, body=form).code
+            elif "<" in path:
+                code = request(bridge, method, there, origin).code
+            else:
+                continue
+            assert code < 500, (there, ascii(text))
+    assert request(bridge, "POST", "/api/replay", origin, body='{"since": 1e400}').code == 400
+    for body in (
+        "",
+        "[]",
+        "{}",
+        '{"since": []}',
+        '{"since": "nan"}',
+        '{"since": "-inf"}',
+        "[" * 10_000,
+        '{"since": 1e300}',
+    ):
+        assert request(bridge, "POST", "/api/replay", origin, body=body).code < 500, body
+    assert not [line for line in bridge.program.log if line["level"] == "error"]
 
 
 def test_forms_and_headers_without_end_are_refused(bridge: Bridge) -> None:
