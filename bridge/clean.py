@@ -30,6 +30,8 @@ PATIENCE = 10.0
 WINDOW = 200
 
 BRIDGE_TOPICS = (topics.BRIDGE_STATE, topics.BRIDGE_INFO, topics.BRIDGE_HEALTH, topics.BRIDGE_CHECKPOINT)
+#: The same of each of several bridges on one journal.
+_REPLICAS = re.compile(r"bridge/(replica/[^/]+/(state|info)|checkpoint/[0-9]+)").fullmatch
 #: Names below the base topic that only the bridge gives.
 _OURS = re.compile(r"[^/]+/status|button/[^/]+|last/(status|button)").fullmatch
 
@@ -72,7 +74,8 @@ def find(settings: Settings, plan: Plan, journal: Household | None) -> Findings:
     updates = dict.fromkeys(f"{base}/{topic}" for topic in (journal.standing() if journal is not None else ()))
     updates |= dict.fromkeys(sorted(seen.updates))
     discovery = set(seen.discovery) | (journal.discoveries() if journal is not None else set())
-    return Findings(tuple(updates), tuple(f"{base}/{topic}" for topic in BRIDGE_TOPICS), tuple(sorted(discovery)))
+    bridge = dict.fromkeys(f"{base}/{topic}" for topic in BRIDGE_TOPICS) | dict.fromkeys(seen.bridge)
+    return Findings(tuple(updates), tuple(bridge), tuple(sorted(discovery)))
 
 
 def stands(settings: Settings, plan: Plan) -> Findings:
@@ -86,7 +89,7 @@ def stands(settings: Settings, plan: Plan) -> Findings:
     below = {topic: topic.removeprefix(base) for topic in sorted(shown) if topic.startswith(base)}
     return Findings(
         updates=tuple(topic for topic, name in below.items() if _OURS(name)),
-        bridge=tuple(topic for topic, name in below.items() if name in BRIDGE_TOPICS),
+        bridge=tuple(topic for topic, name in below.items() if name in BRIDGE_TOPICS or _REPLICAS(name)),
         discovery=tuple(topic for topic in sorted(shown) if homeassistant.is_ours(plan, topic)),
     )
 

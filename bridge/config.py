@@ -166,6 +166,13 @@ def text(value: object) -> str:
     return found
 
 
+def replica_name(value: object) -> str:
+    found = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", found):
+        raise Invalid("is no name of 63 letters, digits, dots, dashes and underscores at most, the first no sign")
+    return found
+
+
 def text_or_none(value: object) -> str | None:
     return None if value is None else text(value)
 
@@ -747,6 +754,9 @@ class Journal:
     password: str | None = setting(
         None, text_or_none, "The database's password, if it does not stand in the url.", show=hidden
     )
+    replica: str = setting(
+        "auto", replica_name, "This bridge's name among several on one database; auto: the machine's host name."
+    )
     keep: float = setting("30d", duration, "How long what was published is kept, e.g. to know a duplicate again.")
     max_size: int = setting(
         "1GiB",
@@ -817,6 +827,13 @@ class Settings:
         """The journal's database, with its password from wherever it was set; None: it is a file."""
         url = self.journal.url
         return dataclasses.replace(url, password=self.journal.password) if isinstance(url, Database) else None
+
+    @property
+    def replica(self) -> str:
+        """This bridge's name among those that share its journal."""
+        if self.journal.replica != "auto":
+            return self.journal.replica
+        return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:63] or "bridge"
 
     @property
     def journal_place(self) -> Path | Database:

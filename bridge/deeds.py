@@ -13,20 +13,19 @@ from bridge.journal import JournalError, NotStoredError
 from bridge.keeper import Keeper
 from bridge.loglevel import LogLevel
 from bridge.logs import LEVELS
-from bridge.publisher import Publisher
 from bridge.requests import Deed, RefusedError
 
 #: Dead letters that one request tries again.
 LETTERS = 100
 
 
-def deeds_of(settings: Settings, publisher: Publisher, keeper: Keeper, log_level: LogLevel) -> dict[str, Deed]:
+def deeds_of(settings: Settings, reconnect: Callable[[], None], keeper: Keeper, log_level: LogLevel) -> dict[str, Deed]:
     """What can be asked for, by the names in `mqtt.requests`."""
     return {
         "health": lambda _: _health(keeper.report),
         "dead_letters": lambda asked: _replay(settings, asked),
         "log_level": lambda asked: _change(log_level, asked),
-        "reconnect": lambda _: _reconnect(publisher.reconnect),
+        "reconnect": lambda _: _reconnect(reconnect),
     }
 
 

@@ -32,6 +32,8 @@ SETTLING = 1.0
 AFTER_BIRTH = (1.0, 5.0)
 #: Seconds until a broker that refused a discovery is asked again, at the next connect.
 BARRED = 600.0
+#: Seconds between two looks at what other replicas have learned.
+REFRESH_EVERY = 5.0
 
 
 class Discovery:
@@ -71,6 +73,7 @@ class Discovery:
         self._born_at = math.inf  # when everything is told again
         self._unnoted: dict[str, Learned] = {}  # acknowledged, and the journal does not know
         self._said = ""
+        self._refreshed_at = -math.inf
 
     @property
     def enabled(self) -> bool:
@@ -90,6 +93,17 @@ class Discovery:
         for one in surplus:
             del self._buttons[one.key]
         self._store((), surplus)
+
+    def refresh(self) -> None:
+        """Read what others have learned meanwhile, now and then, and tell it."""
+        now = self._monotonic()
+        if not self._plan.enabled or now - self._refreshed_at < REFRESH_EVERY:
+            return
+        self._refreshed_at = now
+        fresh = [one for one in self._journal.learned() if one.kind == "phone" and one.key not in self._phones]
+        if fresh:
+            self._phones |= {one.key: one for one in fresh}
+            self._change()
 
     # --- the connection --------------------------------------------------------------------------------------
 
@@ -315,3 +329,13 @@ class Discovery:
         except NotStoredError as error:
             # It is learned again at the next click.
             log.warning("what was learned about buttons could not be noted", why=str(error))
+
+
+class Learner(Discovery):
+    """Learns where another replica tells: Home Assistant must be told everything once."""
+
+    def connected(self) -> None:
+        """The one that tells has a connection of its own."""
+
+    def hear(self, topic: str, payload: bytes) -> bool:  # noqa: ARG002  (likewise)
+        return False

@@ -72,6 +72,8 @@ class Keeper:
         announce: Hands a health report to the publisher.
         mark_made: Called when topics wait to be cleared.
         alarms: What the start had to say.
+        leads: Whether the house is ours to keep: of several bridges on one journal, one keeps it.
+        members: Who these are, by name; empty: it is alone.
     """
 
     def __init__(
@@ -86,7 +88,11 @@ class Keeper:
         announce: Callable[[bytes], None],
         mark_made: Callable[[], None],
         alarms: tuple[str, ...] = (),
+        leads: Callable[[], bool] = lambda: True,
+        members: Callable[[], tuple[str, ...]] = lambda: (),
     ) -> None:
+        self._leads = leads
+        self._members = members
         self._lifetimes = {Kind.STATUS: retain.status, Kind.BUTTON: retain.button}
         self._max_topics = retain.max_topics
         self._limits = limits
@@ -126,6 +132,10 @@ class Keeper:
     def step(self) -> bool:
         """One look, and one slice of each work that is due; whether there is more to do at once."""
         busy = False
+        if not self._leads():
+            self._trouble, self._reported = "", None
+            self.report = self._health().payload
+            return False
         try:
             self._look_at_disk()
             busy = self._make_room()
@@ -264,6 +274,7 @@ class Keeper:
                 "journal_bytes": usage.file,
                 "wal_bytes": usage.wal,
                 "alarms": alarms,
+                **({"replicas": list(self._members())} if self._members() else {}),
                 "clock_trusted": self._clock.is_trusted(),
                 "started_at": iso_utc(self._started_at),
                 "uptime": round(self._clock.uptime() - self._started),

@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import select
+import socket
 import ssl
+import struct
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -106,6 +110,8 @@ class Connection:
         client_id: Our name at the broker.
         keepalive: Seconds; a broker that is silent for longer is taken for dead.
         will: Topic and payload that the broker publishes, retained, if the connection breaks; None for none.
+        will_delay: Seconds that the broker waits before it publishes the will (MQTT 5 only): a connection of the same
+            name that comes meanwhile takes this one's place, and nothing is published.
         largest: Bytes of a message to us; a larger one is read past, whatever it holds. None: all are taken.
     """
 
@@ -118,9 +124,11 @@ class Connection:
         client_id: str,
         keepalive: float,
         will: tuple[str, bytes] | None = None,
+        will_delay: float = 0.0,
         largest: int | None = None,
     ) -> None:
         self.protocol = protocol
+        self._lingers = round(will_delay) if protocol == "5" else 0
         self.limits = Limits()
         self.connected = False
         #: What arrived since the owner last looked; the owner empties them.
@@ -149,7 +157,8 @@ class Connection:
         if url.username is not None:
             client.username_pw_set(url.username, url.password)
         if will is not None:
-            client.will_set(will[0], will[1], qos=1, retain=True)
+            delayed = _properties(PacketTypes.WILLMESSAGE, WillDelayInterval=self._lingers) if self._lingers else None
+            client.will_set(will[0], will[1], qos=1, retain=True, properties=delayed)
         # With this callback set, paho queues what it has to send until loop_write().
         client.on_socket_register_write = _nothing
         client.on_connect = self._on_connect
@@ -177,7 +186,11 @@ class Connection:
                 url.host,
                 url.port,
                 keepalive=self._keepalive,
-                clean_start=True if self.protocol == "5" else paho.MQTT_CLEAN_START_FIRST_ONLY,
+                clean_start=not self._lingers if self.protocol == "5" else paho.MQTT_CLEAN_START_FIRST_ONLY,
+                # A will waits no longer than its session stands (MQTT 5.0, section 3.1.3.2.2).
+                properties=_properties(PacketTypes.CONNECT, SessionExpiryInterval=self._lingers)
+                if self._lingers
+                else None,
             )
         except ssl.SSLCertVerificationError as error:
             raise ConnectionEndedError(
@@ -192,9 +205,17 @@ class Connection:
                 f"no connection to {url}: {words}; see that it runs, and look at mqtt.url"
             ) from error
 
-    def close(self, *, politely: bool = False) -> None:
-        """End the connection; politely with a DISCONNECT, so that the broker keeps the will to itself."""
+    def close(self, *, politely: bool = False, at_once: bool = False) -> None:
+        """End the connection.
+
+        Args:
+            politely: With a DISCONNECT, so that the broker keeps the will to itself.
+            at_once: Have the kernel forget what it was given and did not yet send.
+        """
         client = self._client
+        if at_once:
+            with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(self.fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.on_disconnect = None
         with contextlib.suppress(Exception):  # it is over, whatever paho makes of it
             if politely and self.connected:
@@ -348,6 +369,13 @@ class _Client(paho.Client):
         """Called by paho's connect(); what comes back is used like a socket (tests/unit/test_line.py holds this)."""
         self.line = Line(super()._create_socket(), self.largest)  # type: ignore[arg-type]
         return self.line
+
+
+def _properties(packet: int, **values: int) -> Properties:
+    found = Properties(packet)  # type: ignore[no-untyped-call]
+    for name, value in values.items():
+        setattr(found, name, value)
+    return found
 
 
 def _nothing(*_: Any) -> None:

@@ -6,6 +6,7 @@ nobody looks. No text from outside is kept but topics, and those are bounded.
 
 from __future__ import annotations
 
+import threading
 import time
 from bisect import bisect_left
 from collections import deque
@@ -101,3 +102,27 @@ class Observer:
         now = time.monotonic()
         # What was never sent (it is too large) counts as sent now.
         self._published.append((seq, topic, retain, sent or now, now, trouble))
+
+
+class SharedObserver(Observer):
+    """The notebook of several publishers, each a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def taken(self, purpose: str, seq: int | None, topic: str, sent: float, *, retain: bool) -> None:
+        with self._lock:
+            super().taken(purpose, seq, topic, sent, retain=retain)
+
+    def given_up(self, purpose: str, seq: int | None, topic: str, sent: float, why: str, *, retain: bool) -> None:
+        with self._lock:
+            super().given_up(purpose, seq, topic, sent, why, retain=retain)
+
+    def finished(self, kind: str, seconds: float) -> None:
+        with self._lock:
+            super().finished(kind, seconds)
+
+    def connected(self, protocol: str) -> None:
+        with self._lock:
+            super().connected(protocol)

@@ -51,7 +51,7 @@ from bridge.mqtt import HOLDING_CODES, Ack, Connection, ConnectionEndedError
 from bridge.observer import Observer
 from bridge.pacing import Pacer
 from bridge.requests import Requests
-from bridge.wakeup import Doorbell
+from bridge.wakeup import Bell, Doorbell
 
 log = structlog.get_logger()
 
@@ -87,10 +87,35 @@ PACED_MOST = 5_000
 LARGEST_HEARD = 65_536
 #: Answers to requests that wait to be sent; more are dropped.
 ANSWERS = 20
+#: Seconds between two looks at what other publishers did.
+LOOK_EVERY = 0.2
 #: Seconds until a journal that could not be reached is read again.
 READ_AGAIN = 1.0
 #: The publisher also looks into the journal by itself this often, should a ring be lost, in seconds.
 POLL = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of the whole one publisher does; a bridge alone does all of it.
+
+    Attributes:
+        state: Where it says `online`, and its last will `offline`; below the base topic, as all topics here.
+        info: What it is; comes back to it, so that it knows that the broker takes and gives.
+        checkpoints: How far the broker is up to date, of each partition that it publishes.
+        has_all: It publishes every update, and so the latest of all along with it.
+        ahead: A place up to which some of its partitions were published before it began.
+        will_delay: Seconds for which the broker keeps the will to itself, where it can: somebody may take its place.
+        follows: Topics that it hears for somebody else.
+    """
+
+    state: str = topics.BRIDGE_STATE
+    info: str = topics.BRIDGE_INFO
+    checkpoints: tuple[str, ...] = (topics.BRIDGE_CHECKPOINT,)
+    has_all: bool = True
+    ahead: int = 0
+    will_delay: float = 0.0
+    follows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +129,7 @@ class PublisherSettings:
         max_age: Seconds after which a click is late; None: never.
         retain: Seconds that a retained topic of each kind stands; 0: it is published without being retained.
         info: What `bridge/info` says beside broker and protocol.
+        part: What of the whole it does.
     """
 
     brokers: tuple[BrokerUrl, ...]
@@ -116,6 +142,7 @@ class PublisherSettings:
     at_random: bool = False
     retain: dict[Kind, float] = field(default_factory=lambda: {Kind.STATUS: 604_800.0, Kind.BUTTON: 86_400.0})
     info: dict[str, object] = field(default_factory=dict)
+    part: Part = Part()
 
 
 class Role(StrEnum):
@@ -210,20 +237,25 @@ class Publisher:
         monotonic: Seconds that never jump, for patience and pace.
         discovery: What Home Assistant is told; None: nothing ever was.
         observer: Is told what was published.
+        heard: Is told what came on the topics that it follows: the topic, and the payload.
+        last: What `last/*` are to carry, where this does not have all updates; None: somebody else tells, or it has.
     """
 
     def __init__(
         self,
         settings: PublisherSettings,
         journal: Journal,
-        doorbell: Doorbell,
+        doorbell: Doorbell | Bell,
         clock: Clock,
         connect: Callable[..., Connection] = Connection,
         monotonic: Callable[[], float] = time.monotonic,
         discovery: Discovery | None = None,
         observer: Observer | None = None,
+        heard: Callable[[str, bytes], None] = lambda _, __: None,
+        last: Callable[[], list[Retained]] | None = None,
     ) -> None:
         self._settings = settings
+        self._part = settings.part
         self._journal = journal
         self._doorbell = doorbell
         self._clock = clock
@@ -234,7 +266,10 @@ class Publisher:
         self._failover = Failover(
             settings.brokers, settings.protocols, at_random=settings.at_random, monotonic=monotonic
         )
+        self._heard = heard
+        self._last = last
         self._stopping = threading.Event()
+        self._goodbye = True
         self._turn = monotonic()
 
         # The connection and what is in flight on it, by the number that its PUBACK will bear.
@@ -252,6 +287,9 @@ class Publisher:
         self._forgets: tuple[Sequence[tuple[str, str]], threading.Event] | None = None  # what was learned; done
         self._reports: deque[bytes] = deque(maxlen=1)  # the health report that waits to be sent
         self._report = b""  # the newest one
+        self._sayings: deque[tuple[str, bytes]] = deque()  # what others have it say once
+        self._shown: dict[str, tuple[int, bool]] | None = None  # what it put on `last/*` on this connection
+        self._looked_at = 0.0
         self._cleared: list[str] = []  # acknowledged, and not yet noted
         self._is_clearing = True  # whether the ledger may have something to be cleared
         self._last_ack = 0.0
@@ -284,7 +322,7 @@ class Publisher:
         self._probing_since = 0.0
         self._ready_at = 0.0
         self._listening = False  # for the checkpoint
-        self._checkpoint: int | None = None  # the broker's
+        self._checkpoints: dict[str, int] = {}  # the broker's, by topic
         self._checkpointed = -1  # ours
         self._checkpointed_at = 0.0
         self._restore: tuple[int, str] | None = None  # the ledger is being restored, up to here so far
@@ -310,8 +348,13 @@ class Publisher:
                 self._wait()
         self._finish()
 
-    def stop(self) -> None:
-        """Let `run` return, from any thread."""
+    def stop(self, *, goodbye: bool = True) -> None:
+        """Let `run` return, from any thread.
+
+        Args:
+            goodbye: Say `offline`; else somebody takes its place.
+        """
+        self._goodbye = goodbye
         self._stopping.set()
         self._doorbell.ring()
 
@@ -319,6 +362,11 @@ class Publisher:
         """Publish a health report, from any thread; a newer one takes its place."""
         self._report = report
         self._reports.append(report)
+        self._doorbell.ring()
+
+    def say(self, topic: str, payload: bytes) -> None:
+        """Publish something once, retained, on a topic below the base topic; from any thread."""
+        self._sayings.append((topic, payload))
         self._doorbell.ring()
 
     def clear_expired(self) -> None:
@@ -461,7 +509,8 @@ class Publisher:
             protocol=self._failover.protocol,
             client_id=settings.client_id,
             keepalive=settings.keepalive,
-            will=(self._full(topics.BRIDGE_STATE), b"offline"),
+            will=(self._full(self._part.state), b"offline"),
+            will_delay=self._part.will_delay,
             largest=LARGEST_HEARD,
         )
         self._greeting = Greeting.CONNECTING
@@ -584,7 +633,7 @@ class Publisher:
     def _announce(self) -> None:
         """Say who is there, in a text of its own each time, so that it is known again when it comes back."""
         self._greeting = Greeting.ANNOUNCING
-        self._checkpoint, self._listening = None, True
+        self._checkpoints, self._listening = {}, True
         self._announcement = orjson.dumps(
             {
                 **self._settings.info,
@@ -594,30 +643,44 @@ class Publisher:
                 "connection": f"{random.getrandbits(64):016x}",
             }
         )
-        self._send(Flight(self._full(topics.BRIDGE_STATE), b"online", retain=True))
-        self._send(Flight(self._full(topics.BRIDGE_INFO), self._announcement, retain=True))
+        self._send(Flight(self._full(self._part.state), b"online", retain=True))
+        self._send(Flight(self._full(self._part.info), self._announcement, retain=True))
 
     def _ask(self, now: float) -> None:
         self._asked_at = now
-        self._connected().subscribe(self._full(topics.BRIDGE_CHECKPOINT), self._full(topics.BRIDGE_INFO))
+        self._connected().subscribe(*map(self._full, (*self._part.checkpoints, self._part.info)))
 
     def _hear(self, topic: str, payload: bytes, *, retained: bool) -> None:
         """What the broker has for us: our announcement, the last checkpoint, a sign of Home Assistant, a request."""
-        if topic == self._full(topics.BRIDGE_INFO):
+        below = topic.removeprefix(f"{self._settings.base_topic}/")
+        if below == self._part.info:
             if self._greeting is Greeting.PROBING and payload == self._announcement:
                 self._be_ready()
-        elif topic == self._full(topics.BRIDGE_CHECKPOINT) and self._listening:
-            try:
-                checkpoint = orjson.loads(payload)
-                if checkpoint["journal"] == self._identity and 0 <= int(checkpoint["seq"]) <= self._fetched:
-                    self._checkpoint = int(checkpoint["seq"])
-            except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-                pass  # not one of ours: as good as none
+        elif below in self._part.checkpoints:
+            if self._listening:
+                self._note_checkpoint(below, payload)
+        elif below in self._part.follows:
+            self._heard(below, payload)
         elif self._discovery is not None and self._discovery.hear(topic, payload):
             self.observer.heard_home_assistant()
         elif self.requests is not None:
-            below = topic.removeprefix(f"{self._settings.base_topic}/")
             self.requests.hear(below, payload, retained=retained)
+
+    def _note_checkpoint(self, topic: str, payload: bytes) -> None:
+        try:
+            checkpoint = orjson.loads(payload)
+            place = int(checkpoint["seq"])
+            if checkpoint["journal"] == self._identity and 0 <= place <= max(self._fetched, self._part.ahead):
+                self._checkpoints[topic] = place
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            pass  # not one of ours: as good as none
+
+    @property
+    def _checkpoint(self) -> int | None:
+        """Up to which place the broker is up to date, with all that is ours; None where it does not say."""
+        if not self._part.checkpoints:
+            return self._fetched  # nothing is ours
+        return min(self._checkpoints.values()) if len(self._checkpoints) == len(self._part.checkpoints) else None
 
     def _be_ready(self) -> None:
         """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
@@ -634,6 +697,9 @@ class Publisher:
                 self._connected().subscribe(self._discovery.birth_topic)
         if self.requests is not None:
             self.requests.subscribe(self._connected(), self._settings.base_topic)
+        if self._part.follows:
+            self._connected().subscribe(*map(self._full, self._part.follows))
+        self._shown = None
         newest = {progress.stored.topic: seq for seq, progress in self._window.items() if progress.stored.advances}
         latest = {progress.stored.kind: seq for seq, progress in self._window.items() if progress.holds_last}
         for seq, progress in self._window.items():
@@ -704,17 +770,18 @@ class Publisher:
             elif self._reports:
                 # Before the journal is read: that it cannot be is what a report may have to say.
                 self._send(Flight(self._full(topics.BRIDGE_HEALTH), self._reports.popleft(), retain=True))
+            elif self._sayings:
+                topic, payload = self._sayings.popleft()
+                self._send(Flight(self._full(topic), payload, retain=True))
             elif self._release() or (self._may_fetch and self._fetch()):
                 pass
-            elif not self._restore_more() and not self._clear_more():
+            elif not self._restore_more() and not self._clear_more() and not self._show_last():
                 break
             did = True
         return did
 
     def _room(self) -> int:
-        if self._cautious > 0:
-            return 1
-        return min(WINDOW, self._connected().limits.in_flight)
+        return min(1 if self._cautious > 0 else WINDOW, self._connected().limits.in_flight)
 
     @property
     def _may_fetch(self) -> bool:
@@ -736,7 +803,8 @@ class Publisher:
         fetched: list[Progress] = []
         for stored in updates:
             self._clock.observe(timestamp=stored.timestamp, uptime=stored.uptime)
-            progress = Progress(stored, {Role.EVENT}, holds_last=newest[stored.kind] == stored.seq)
+            holds_last = newest[stored.kind] == stored.seq and self._part.has_all
+            progress = Progress(stored, {Role.EVENT}, holds_last=holds_last)
             if stored.advances:
                 progress.waiting.add(Role.STATE)
             if progress.holds_last:
@@ -938,14 +1006,35 @@ class Publisher:
         self._is_clearing |= bool(expired)
         return bool(expired)
 
-    def _restored_flight(self, row: Retained) -> Flight:
+    def _show_last(self) -> bool:
+        """Look around for what others have stored and published; whether something is to be told of it."""
+        now = self._monotonic()
+        if self._last is None or now - self._looked_at < LOOK_EVERY or self._stopping.is_set() or not self._may_read:
+            return False
+        self._looked_at = now
+        if self._discovery is not None:
+            self._discovery.refresh()
+        is_first, before = self._shown is None, self._shown or {}
+        rows = self._last()
+        self._shown = {row.topic: (row.seq, row.late or row.seq in self._late) for row in rows}
+        did = False
+        for row in rows:
+            retain = self._settings.retain[row.kind] > 0
+            is_known = before.get(row.topic) == self._shown[row.topic] or (is_first and not retain)
+            if not is_known and self._full(row.topic) not in self._untaken:
+                self._send(self._restored_flight(row, retain=retain))
+                self._restoring += 1
+                did = True
+        return did
+
+    def _restored_flight(self, row: Retained, *, retain: bool = True) -> Flight:
         late = row.late or row.seq in self._late
         document = topics.marked_late(row.document) if late else row.document
         return Flight(
             self._full(row.topic),
             document.encode(),
-            retain=True,
-            expiry=self._settings.retain[row.kind],
+            retain=retain,
+            expiry=self._settings.retain[row.kind] if retain else None,
             event_id=row.event_id,
             restores=True,
         )
@@ -1044,6 +1133,7 @@ class Publisher:
             and self._connection is not None
             and self._denial is None
             and self._is_restored
+            and self._part.checkpoints
             and self._noted != self._checkpointed
             and not (self._cautious and self._flights)  # what is suspected goes alone
             and now - self._checkpointed_at >= CHECKPOINT_EVERY
@@ -1087,7 +1177,8 @@ class Publisher:
 
     def _publish_checkpoint(self, now: float) -> None:
         checkpoint = orjson.dumps({"seq": self._noted, "journal": self._identity})
-        self._send(Flight(self._full(topics.BRIDGE_CHECKPOINT), checkpoint, retain=True))
+        for topic in self._part.checkpoints:
+            self._send(Flight(self._full(topic), checkpoint, retain=True))
         self._checkpointed, self._checkpointed_at = self._noted, now
 
     # --- the end ---------------------------------------------------------------------------------------------
@@ -1108,7 +1199,11 @@ class Publisher:
                 self._settle()
                 if is_restored:
                     self._publish_checkpoint(self._monotonic())
-                self._send(Flight(self._full(topics.BRIDGE_STATE), b"offline", retain=True))
+                while self._sayings:
+                    topic, payload = self._sayings.popleft()
+                    self._send(Flight(self._full(topic), payload, retain=True))
+                if self._goodbye:
+                    self._send(Flight(self._full(self._part.state), b"offline", retain=True))
                 said_goodbye = True
             self.step()
             if self._connection is not None and (self._flights or self._paced):

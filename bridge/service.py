@@ -54,6 +54,7 @@ from bridge.wakeup import Doorbell
 
 if TYPE_CHECKING:
     from bridge.admin.listener import Listener
+    from bridge.replicas import Group
 
 log = structlog.get_logger()
 
@@ -169,9 +170,9 @@ class _Bridge:
         self._stopping = threading.Event()
         self._bell_path = settings.journal_path.with_suffix(".bell")
         self._doorbell = Doorbell(self._bell_path)
-        self._presence = engine.presence(self._doorbell.ring)
         self._journal = engine.journal(durable=False)
-        self._publisher = Publisher(
+        self._group = _group(settings)
+        self._publisher: Publisher | Group = self._group or Publisher(
             _publisher_settings(settings),
             self._journal,
             self._doorbell,
@@ -189,6 +190,8 @@ class _Bridge:
             announce=self._publisher.announce,
             mark_made=self._publisher.clear_expired,
             alarms=(alarm,) if alarm else (),
+            leads=lambda: self._group is None or self._group.leads,
+            members=lambda: self._group.members if self._group is not None else (),
         )
         self._broker = (
             EmbeddedBroker(settings.mqtt.embedded, state_directory() / "broker", program) if program else None
@@ -200,7 +203,7 @@ class _Bridge:
         self._server = self._granian()
 
     def serve(self) -> int:
-        with self._doorbell, self._presence or contextlib.nullcontext():
+        with self._doorbell, self._group or contextlib.nullcontext():
             try:
                 self._server.serve(
                     target_loader=self._receiver,  # type: ignore[arg-type]  # RSGI also takes objects
@@ -270,7 +273,7 @@ class _Bridge:
 
     def _take_requests(self) -> Requests:
         settings = self._settings.mqtt.requests
-        deeds = deeds_of(self._settings, self._publisher, self._keeper, self._log_level)
+        deeds = deeds_of(self._settings, self._publisher.reconnect, self._keeper, self._log_level)
         return Requests(
             deeds, frozenset(what for what in deeds if getattr(settings, what)), answer=self._publisher.answer
         )
@@ -322,8 +325,6 @@ class _Bridge:
         self._thread("keeper", self._keep)
         self._thread("requests", self._requests.run)
         self._thread("log level", self._log_level.run)
-        if self._presence is not None:
-            self._thread("presence", self._presence.run)
         if self._page is not None:
             self._thread("page", self._page.run)
         self._thread("heartbeat", self._beat)
@@ -331,6 +332,9 @@ class _Bridge:
     def _publish(self) -> None:
         if self._broker is not None:
             self._broker.await_start()
+        if self._group is not None:
+            self._group.run()
+            return
         with self._journal:
             self._publisher.run()
 
@@ -366,11 +370,9 @@ class _Bridge:
         self._keeper.stop()
         self._publisher.stop()
         self._requests.stop()
-        if self._presence is not None:
-            self._presence.stop()
         if self._page is not None:
             self._page.stop()
-        for name in ("keeper", "publisher", "presence", "page"):
+        for name in ("keeper", "publisher", "page"):
             if name in self._threads:
                 self._threads[name].join(PUBLISHER_PATIENCE)
         if self._broker is not None:
@@ -414,6 +416,23 @@ def _publisher_settings(settings: Settings) -> PublisherSettings:
         max_age=settings.events.max_age,
         retain=_lifetimes(settings),
         info={"version": __version__, "settings": {"events.max_age": settings.events.max_age}},
+    )
+
+
+def _group(settings: Settings) -> Group | None:
+    """This bridge as one of several; None: its journal is its own."""
+    if settings.database is None:
+        return None
+    # Only now: the driver is there only for who asked for it.
+    from bridge.replicas import Group
+
+    chosen = settings.mqtt.client_id
+    return Group(
+        _publisher_settings(settings),
+        None if chosen == "auto" else chosen,
+        settings.replica,
+        settings.database,
+        plan(settings),
     )
 
 

@@ -34,6 +34,7 @@ BRIDGE_HEALTH = "bridge/health"
 BRIDGE_REQUEST = "bridge/request"
 BRIDGE_RESPONSE = "bridge/response"
 BRIDGE_DOCTOR = "bridge/doctor"
+BRIDGE_REPLICA = "bridge/replica"
 
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_.\-]+").sub
 _CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")

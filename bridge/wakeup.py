@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -44,6 +45,33 @@ class Doorbell:
         with contextlib.suppress(BlockingIOError):
             while self._socket.recv(16):
                 pass
+
+
+class Bell:
+    """A doorbell within one process."""
+
+    def __init__(self) -> None:
+        self._handle = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def ring(self) -> None:
+        """Ring, from any thread; nobody minds when it is closed already."""
+        with self._lock:
+            if self._handle >= 0:
+                os.eventfd_write(self._handle, 1)
+
+    def silence(self) -> None:
+        """Take away all rings so far."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._handle)
+
+    def close(self) -> None:
+        with self._lock:
+            os.close(self._handle)
+            self._handle = -1
 
 
 class Finger:

@@ -44,6 +44,15 @@ TOPICS: dict[str, tuple[bool, str]] = {
         True,
         "JSON, for the bridge itself: `seq`, up to which place all was published; `journal`, of which journal",
     ),
+    f"{topics.BRIDGE_CHECKPOINT}/<partition>": (
+        True,
+        "the same, where there are [several bridges](several-bridges.md)",
+    ),
+    f"{topics.BRIDGE_REPLICA}/<name>/state": (True, "`online` or `offline`: one of several bridges"),
+    f"{topics.BRIDGE_REPLICA}/<name>/info": (
+        True,
+        "JSON: as `bridge/info`, of one of several bridges, and its partitions",
+    ),
     f"{topics.BRIDGE_REQUEST}/<what>": (False, "JSON, **to** the bridge: see [requests](requests.md)"),
     f"{topics.BRIDGE_RESPONSE}/<what>": (False, "JSON: the answer to such a request"),
     topics.BRIDGE_DOCTOR: (True, "for the command `doctor`, which takes it away again at once"),
@@ -93,6 +102,7 @@ HEALTH_KEYS = {
     "journal_bytes": "the journal's size",
     "wal_bytes": "its write-ahead log's size",
     "alarms": "what is wrong, in words",
+    "replicas": "where there are several bridges, the names of those that are there",
     "clock_trusted": "whether the timestamps of clicks are believed",
     "started_at": "when the bridge started, ISO 8601 in UTC",
     "uptime": "seconds since then",

@@ -45,7 +45,7 @@ class Server:
     def __init__(self, programs: Path, *settings: str) -> None:
         self._programs = programs
         self._settings = settings
-        self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._numbers = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
@@ -56,7 +56,7 @@ class Server:
         # The server refuses to run as root.
         if os.geteuid() == 0:
             owner = pwd.getpwnam("postgres")
-            os.chown(self._folder, owner.pw_uid, owner.pw_gid)
+            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
         subprocess.run(
             self._as_user("initdb", "-D", self._data, "-U", "tests", "--encoding=UTF8", "--locale=C", "--no-sync"),
             check=True,
@@ -68,7 +68,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def path(self) -> str:
@@ -77,7 +77,7 @@ class Server:
 
     @property
     def _data(self) -> str:
-        return str(self._folder / "data")
+        return str(self.folder / "data")
 
     def _as_user(self, program: str, *arguments: str) -> list[str]:
         command = [str(self._programs / program), *arguments]
@@ -92,12 +92,12 @@ class Server:
             "max_connections=100",
             "autovacuum_naptime=5s",
             "max_wal_size=512MB",
-            f"unix_socket_directories={self._folder}",
+            f"unix_socket_directories={self.folder}",
             "listen_addresses=127.0.0.1",
             f"port={self.port}",
             *self._settings,
         )
-        with (self._folder / "log").open("ab") as output:
+        with (self.folder / "log").open("ab") as output:
             self._process = subprocess.Popen(
                 self._as_user("postgres", "-D", self._data, *(word for one in settings for word in ("-c", one))),
                 stdout=output,
@@ -110,8 +110,8 @@ class Server:
                 psycopg.connect(self.url("postgres")).close()
                 return
             except psycopg.OperationalError:
-                assert time.monotonic() < deadline, (self._folder / "log").read_text()
-                assert self._process.poll() is None, (self._folder / "log").read_text()
+                assert time.monotonic() < deadline, (self.folder / "log").read_text()
+                assert self._process.poll() is None, (self.folder / "log").read_text()
                 time.sleep(0.02)
 
     def stop(self, by: signal.Signals = signal.SIGINT) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -19,6 +19,9 @@ from bridge.keeper import Keeper
 from bridge.meter import Meters
 from bridge.model import iso_utc
 from bridge.publisher import Publisher
+
+if TYPE_CHECKING:
+    from bridge.replicas import Group
 
 #: Seconds for which an answer about the disk or the receiver is good.
 FRESH = 3.0
@@ -46,7 +49,7 @@ class Sources:
     """What the page looks at."""
 
     loaded: Loaded
-    publisher: Publisher
+    publisher: Publisher | Group
     keeper: Keeper
     meters: Meters
     journal: Browsable

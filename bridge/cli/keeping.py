@@ -72,7 +72,7 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
 
         settings = load(config).settings
         try:
-            presence = engine_of(settings).presence(lambda: None) or contextlib.nullcontext()
+            presence = engine_of(settings).presence() or contextlib.nullcontext()
             with (
                 service.alone(settings.journal_path),
                 presence,

@@ -5,7 +5,6 @@ An engine is a value: receivers get it and open the journal by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -44,12 +43,8 @@ class Engine(Protocol):
         """One for the page."""
         ...
 
-    def presence(self, ring: Callable[[], None]) -> Presence | None:
-        """Tells other bridges that this one is there, and rings when they store something; None: there are no others.
-
-        Args:
-            ring: Wakes the publisher.
-        """
+    def presence(self) -> Presence | None:
+        """Keeps bridges on other machines from running meanwhile; None: there are none."""
         ...
 
 
@@ -84,7 +79,7 @@ class SqliteEngine:
 
         return BrowsableJournal(self.path, never_retained=self.never_retained, max_size=self.max_size)
 
-    def presence(self, ring: Callable[[], None]) -> Presence | None:  # noqa: ARG002  (the lock file keeps others out)
+    def presence(self) -> Presence | None:
         return None
 
 
@@ -111,10 +106,10 @@ class PostgresqlEngine:
     def browsable(self) -> Browsable:
         return self._journal(PAGE_CONNECTIONS)
 
-    def presence(self, ring: Callable[[], None]) -> Presence | None:
+    def presence(self) -> Presence | None:
         from bridge.journal.postgresql import Presence
 
-        return Presence(self.database, ring)
+        return Presence(self.database)
 
     def _journal(self, connections: int = 1) -> PostgresqlJournal:
         try:

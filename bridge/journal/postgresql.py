@@ -12,11 +12,7 @@ waits for its turn (`take_turn`, a lock that ends with the transaction): places 
 of the ledger can deadlock, and the rules are those of SQLite's single writer. The turn is held while the server works,
 not while it waits for a receiver; and group commit makes up for it (docs/postgresql.md says what it is for).
 
-For publishing by several replicas, updates fall into partitions by the hash of their retained topic: statuses of one
-message share one, and so do clicks on one button, so the order of a partition is the order of each message and each
-retained topic. `partitions` has for each what is settled, and an epoch that counts its publishers: whoever takes a
-partition over (with a session's advisory lock) raises it, and notes with an older one are refused. `last/*` belong to
-no partition: they are topics of the ledger, whose newest holder stands there.
+Several bridges may publish from it, each its share of the partitions into which updates fall: see partitions.py.
 
 Time. Seconds since boot mean something on one machine only. Each update knows the boot that stored it and the time of
 the database's clock; a reader of the same boot uses the former, others the latter (promise 5). The journal's own time,
@@ -31,7 +27,6 @@ import contextlib
 import logging
 import select
 import socket
-import threading
 import time
 import uuid
 import zlib
@@ -75,8 +70,8 @@ from bridge.topics import Entry
 
 log = structlog.get_logger()
 
-#: PostgreSQL 12 and older are not maintained any more.
-OLDEST_SERVER = 130_000
+#: The first that ends a session which says nothing (`idle_session_timeout`); older ones are not maintained any more.
+OLDEST_SERVER = 140_000
 
 #: Seconds to wait for a connection, and for the server's answer to a new one.
 PATIENCE = 3.0
@@ -89,8 +84,6 @@ START_PATIENCE, START_PAUSE = 30.0, 0.5
 MEASURE_EVERY = 1.0
 #: Bytes that `try_to_store` stores.
 A_CALLBACK = 64 * 1024
-#: Seconds in which a stop is noticed by whoever listens, and between two tries to listen again.
-LISTEN_TURN, LISTEN_AGAIN = 0.5, 1.0
 
 # What a connection has to say is said in our words.
 logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
@@ -213,7 +206,7 @@ class PostgresqlJournal:
         """Prepare a new connection; what is wrong with it is remembered for whoever waits."""
         try:
             look(db, self._database)
-            _check_version(schema_version(db, self._database), self._database)
+            check_version(schema_version(db, self._database), self._database)
             self._boot = _boot(db)
         except JournalError as error:
             self._why = str(error)
@@ -228,10 +221,10 @@ class PostgresqlJournal:
         if not entries and not dead:
             return outcomes(callbacks, None)
         rows = orjson.dumps([_row(entry) for entry in entries])
-        letters = _letters(dead)
+        letters = dead_rows(dead)
         with self._storing() as db:
             self._check_room(db)
-            found = db.execute(sql.APPEND, (_Json(rows), _Json(letters), uptime(), self._boot, self._never_retained))
+            found = db.execute(sql.APPEND, (Json(rows), Json(letters), uptime(), self._boot, self._never_retained))
             (fresh,) = found.fetchone() or ([],)
         if len(fresh) == len(entries):
             return outcomes(callbacks, None)
@@ -255,10 +248,7 @@ class PostgresqlJournal:
         with self._reading() as db:
             now = uptime()
             rows = db.execute(sql.PENDING, {"after": after, "limit": limit, "boot": self._boot, "uptime": now})
-            return [
-                Stored(seq, event_id.hex, Kind(kind), topic, event, advances, timestamp, received, up, late, document)
-                for seq, event_id, kind, topic, event, advances, timestamp, received, up, late, document in rows
-            ]
+            return stored_rows(rows)
 
     def settled(self) -> int:
         """Everything up to this place was acknowledged by the broker or became a dead letter."""
@@ -273,9 +263,9 @@ class PostgresqlJournal:
         wait: bool = True,  # noqa: ARG002  (nobody who stores is in the way)
     ) -> None:
         """Note that everything up to this place is done with."""
-        letters = _letters(dead)
+        letters = dead_rows(dead)
         with self._storing() as db:
-            db.execute(sql.SETTLE, {"upto": upto, "late": list(late), "dead": _Json(letters)})
+            db.execute(sql.SETTLE, {"upto": upto, "late": list(late), "dead": Json(letters)})
 
     def identity(self) -> str:
         """Tells this journal from another that took its place."""
@@ -284,11 +274,8 @@ class PostgresqlJournal:
     def retained(self, after: tuple[int, str], upto: int, limit: int) -> list[Retained]:
         """Topics of the ledger in the order of (place, topic), after this one and up to this place."""
         with self._reading() as db:
-            rows = db.execute(sql.RETAINED, {"seq": after[0], "topic": after[1], "upto": upto, "limit": limit})
-            return [
-                Retained(topic, seq, event_id.hex, Kind(kind), late, document)
-                for topic, seq, event_id, kind, late, document in rows
-            ]
+            asked = {"seq": after[0], "topic": after[1], "upto": upto, "limit": limit}
+            return retained_rows(db.execute(sql.RETAINED, asked))
 
     def place_before(self, moment: float) -> int:
         """The place behind which everything stands that was received from a moment on, in epoch seconds."""
@@ -302,7 +289,8 @@ class PostgresqlJournal:
 
     def clearing(self, limit: int) -> list[str]:
         """Topics of the ledger that are to be taken off the broker, those that stood longest first."""
-        return self._column(sql.CLEARING, limit)
+        with self._reading() as db:
+            return [topic for _, topic in db.execute(sql.CLEARING, (0, "", limit))]
 
     def cleared(self, topics: Sequence[str]) -> None:
         """Note that these were taken off the broker; one that an update took over meanwhile stands."""
@@ -320,8 +308,8 @@ class PostgresqlJournal:
             (kept,) = db.execute(sql.FACT_FOR_UPDATE, ("time",)).fetchone() or (None,)
             now = (Reckoning(**orjson.loads(kept)) if kept else Reckoning()).advanced(clock, boot_id())
             db.execute(sql.NOTE_FACT, ("time", orjson.dumps(now).decode()))
-            newest = _first(db.execute(sql.NEWEST))
-            if newest != _first(db.execute(sql.NEWEST_TICK)):
+            newest = first(db.execute(sql.NEWEST))
+            if newest != first(db.execute(sql.NEWEST_TICK)):
                 db.execute(sql.NOTE_TICK, (now.elapsed, newest))
             return now.elapsed
 
@@ -393,13 +381,13 @@ class PostgresqlJournal:
     def tally(self, day: str) -> Tally:
         """Statuses by name since the journal was made, and on this day (as the user's calendar has it)."""
         with self._storing() as db, db.transaction():
-            before = tally_of(_first(db.execute(sql.FACT, ("tally",))))
-            newest = _first(db.execute(sql.NEWEST))
+            before = tally_of(first(db.execute(sql.FACT, ("tally",))))
+            newest = first(db.execute(sql.NEWEST))
             if newest <= before.upto and before.day == day:
                 return before
             between = (before.upto, newest)
             counts = {topic.removeprefix("event/status/"): count for topic, count in db.execute(sql.COUNTS, between)}
-            failed = _first(db.execute(sql.LAST_FAILED, between))
+            failed = first(db.execute(sql.LAST_FAILED, between))
             after = before.counted(counts, day, max(newest, before.upto), failed)
             db.execute(sql.NOTE_FACT, ("tally", orjson.dumps(after).decode()))
             return after
@@ -430,12 +418,12 @@ class PostgresqlJournal:
             now: Epoch seconds.
         """
         with self._reading() as db:
-            oldest = _first(db.execute(sql.OLDEST_WAITING))
+            oldest = first(db.execute(sql.OLDEST_WAITING))
             return Statistics(
-                backlog=int(_first(db.execute(sql.BACKLOG))),
+                backlog=int(first(db.execute(sql.BACKLOG))),
                 oldest_age=max(0.0, now - oldest) if oldest is not None else 0.0,
-                dead_letters=int(_first(db.execute(sql.DEAD_LETTER_COUNT))),
-                retained_topics=int(_first(db.execute(sql.STANDING_COUNT))),
+                dead_letters=int(first(db.execute(sql.DEAD_LETTER_COUNT))),
+                retained_topics=int(first(db.execute(sql.STANDING_COUNT))),
             )
 
     def close_in_order(self) -> None:
@@ -471,15 +459,15 @@ class PostgresqlJournal:
         Its other dead letters name place 0 from then on: all of it is published, so they have nothing left to try.
         """
         with self._in_turn() as db:
-            place = _first(db.execute(sql.NEXT_PLACE))
-            return bool(_first(db.execute(sql.PUBLISH_AGAIN, {"seq": seq, "place": place})))
+            place = first(db.execute(sql.NEXT_PLACE))
+            return bool(first(db.execute(sql.PUBLISH_AGAIN, {"seq": seq, "place": place})))
 
     # --- the page ----------------------------------------------------------------------------------------------
 
     def latest(self) -> tuple[float | None, float | None]:
         """When the newest update, and the newest click, was received (epoch seconds); None: there is none."""
         with self._reading() as db:
-            return _first(db.execute(sql.LATEST_UPDATE)), _first(db.execute(sql.LATEST_CLICK))
+            return first(db.execute(sql.LATEST_UPDATE)), first(db.execute(sql.LATEST_CLICK))
 
     def try_to_store(self) -> None:
         """Store something as large as a callback and take it back, durable like one.
@@ -535,7 +523,7 @@ class PostgresqlJournal:
     def holder(self, topic: str) -> int | None:
         """The place of the update that a retained topic carries, or carried last."""
         with self._reading() as db:
-            found = _first(db.execute(sql.HOLDER, (topic,)))
+            found = first(db.execute(sql.HOLDER, (topic,)))
             return int(found) if found is not None else None
 
     def per_minute(self, since: float, after: int) -> tuple[dict[tuple[int, str], int], int, bool]:
@@ -615,7 +603,7 @@ class PostgresqlJournal:
 
     def _one(self, statement: str, *arguments: object) -> Any:
         with self._reading() as db:
-            return _first(db.execute(statement.encode(), arguments))
+            return first(db.execute(statement.encode(), arguments))
 
     def _column(self, statement: str, *arguments: object) -> list[Any]:
         with self._reading() as db:
@@ -668,28 +656,30 @@ class PostgresqlJournal:
 
 
 class Presence:
-    """One bridge at work on a journal: tells others that it is there, and hears what they store.
-
-    Opened and closed by `with`; `run` is its thread.
+    """No bridge runs on a journal while this is open; opened and closed by `with`, for commands.
 
     Args:
         database: Where the journal is.
-        ring: Called when something was stored, by whichever replica.
     """
 
-    def __init__(self, database: Database, ring: Callable[[], None]) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._ring = ring
         self._db: psycopg.Connection[Any] | None = None
-        self._stopping = threading.Event()
 
     def __enter__(self) -> Self:
-        """Be there.
+        """Be alone.
 
         Raises:
-            JournalError: Another bridge is, or the database cannot be reached.
+            JournalError: A bridge is there, or the database cannot be reached.
         """
-        self._db = self._arrive()
+        db = connect(self._database)
+        try:
+            look(db, self._database)
+            self._be_alone(db)
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -697,51 +687,9 @@ class Presence:
             self._db.close()
             self._db = None
 
-    def run(self) -> None:
-        """Listen until `stop`; a lost connection is made anew.
-
-        Raises:
-            JournalError: Another bridge took its place meanwhile.
-        """
-        said = False
-        while not self._stopping.is_set():
-            try:
-                if self._db is None:
-                    self._db = self._arrive()
-                    log.info("the database is there again")
-                    said = False
-                    self._ring()  # what was stored meanwhile was not heard
-                for _ in self._db.notifies(timeout=LISTEN_TURN):
-                    self._ring()
-                    if self._stopping.is_set():
-                        return
-            except (psycopg.Error, UnreachableError) as error:
-                if not said:
-                    log.warning("the database does not answer; it is tried again", why=_why(error))
-                    said = True
-                self.__exit__()
-                self._stopping.wait(LISTEN_AGAIN)
-
-    def stop(self) -> None:
-        """Let `run` return, from any thread."""
-        self._stopping.set()
-
-    def _arrive(self) -> psycopg.Connection[Any]:
-        db = _connect(self._database)
-        try:
-            look(db, self._database)
-            self._be_the_only_one(db)
-            db.execute(f'LISTEN "{self._database.schema}"'.encode())
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _be_the_only_one(self, db: psycopg.Connection[Any]) -> None:
-        if not _first(db.execute(sql.PRESENT)):
-            raise JournalError(
-                f"journal.url: another bridge uses {self._database}; stop it, or give this one its own database"
-            )
+    def _be_alone(self, db: psycopg.Connection[Any]) -> None:
+        if not first(db.execute(sql.PRESENT)):
+            raise JournalError(f"journal.url: a bridge uses {self._database}; stop it (and all others that do)")
 
 
 # --- connections -------------------------------------------------------------------------------------------------
@@ -754,7 +702,7 @@ def connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
     Raises:
         UnreachableError: There is none.
     """
-    db = _connect(database)
+    db = connect(database)
     try:
         yield db
     except psycopg.Error as error:
@@ -765,7 +713,12 @@ def connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
         db.close()
 
 
-def _connect(database: Database) -> psycopg.Connection[Any]:
+def connect(database: Database) -> psycopg.Connection[Any]:
+    """A connection, for whoever closes it.
+
+    Raises:
+        UnreachableError: There is none.
+    """
     try:
         return psycopg.connect(database.url, **_parameters(database))
     except psycopg.Error as error:
@@ -798,7 +751,7 @@ def look(db: psycopg.Connection[Any], database: Database) -> None:
     commit, fsync, encoding, version, name, standby = next(db.execute(sql.LOOK))
     trouble = ""
     if version < OLDEST_SERVER:
-        trouble = f"PostgreSQL {version // 10_000} is too old; 13 or newer is needed"
+        trouble = f"PostgreSQL {version // 10_000} is too old; 14 or newer is needed"
     elif encoding != "UTF8":
         trouble = f"has the encoding {encoding}, which does not hold every text; make one with ENCODING 'UTF8'"
     elif fsync != "on":
@@ -826,9 +779,9 @@ def schema_version(db: psycopg.Connection[Any], database: Database) -> int:
     Raises:
         JournalError: A schema of this name is another program's.
     """
-    if not _first(db.execute(sql.SCHEMA_EXISTS, (database.schema,))):
+    if not first(db.execute(sql.SCHEMA_EXISTS, (database.schema,))):
         return 0
-    said = str(_first(db.execute(sql.SCHEMA_VERSION, (database.schema,))) or "")
+    said = str(first(db.execute(sql.SCHEMA_VERSION, (database.schema,))) or "")
     program, _, version = said.partition(" ")
     if program != "whatsapp2mqtt" or not version.isdecimal():
         raise JournalError(
@@ -838,7 +791,7 @@ def schema_version(db: psycopg.Connection[Any], database: Database) -> int:
     return int(version)
 
 
-def _check_version(version: int, database: Database) -> None:
+def check_version(version: int, database: Database) -> None:
     """Raise JournalError for a schema that is not this version's."""
     if version != len(sql.MIGRATIONS):
         remedy = "start the bridge" if version < len(sql.MIGRATIONS) else "bring this bridge to the same version"
@@ -850,10 +803,10 @@ def _boot(db: psycopg.Connection[Any]) -> int:
     # Where the kernel does not say, no boot is like another.
     boot = boot_id()
     here = (socket.gethostname(), boot) if boot else (uuid.uuid4().hex, "")
-    found = _first(db.execute(sql.BOOT, here))
+    found = first(db.execute(sql.BOOT, here))
     if found is None:
         db.execute(sql.NEW_BOOT, here)
-        found = _first(db.execute(sql.BOOT, here))
+        found = first(db.execute(sql.BOOT, here))
     return int(found)
 
 
@@ -869,17 +822,28 @@ def _check(db: psycopg.Connection[Any]) -> None:
 # --- rows and words ----------------------------------------------------------------------------------------------
 
 
-class _Json(psycopg.types.json.Json):
+class Json(psycopg.types.json.Json):
     """JSON that is text already."""
 
     def __init__(self, text: bytes) -> None:
         super().__init__(text, dumps=bytes)
 
 
+def partition_of(topic: str) -> int:
+    """The partition of a retained topic: 0 for buttons and `last/*`, and by their hash the others for statuses.
+
+    So what shares a topic shares a partition, and all clicks, with the discovery that they may have to wait for, are
+    published by one replica.
+    """
+    if topic.startswith(("button/", "last/")):
+        return 0
+    return 1 + zlib.crc32(topic.encode()) % (sql.PARTITIONS - 1)
+
+
 def _row(entry: Entry) -> dict[str, object]:
     topic = entry.topic
     return {
-        "p": zlib.crc32(topic.encode()) % sql.PARTITIONS,
+        "p": partition_of(topic),
         "k": entry.kind,
         "e": entry.event_id,
         "r": entry.rank,
@@ -891,7 +855,7 @@ def _row(entry: Entry) -> dict[str, object]:
     }
 
 
-def _letters(dead: Sequence[DeadLetter]) -> bytes:
+def dead_rows(dead: Sequence[DeadLetter]) -> bytes:
     """Dead letters as `append` and `SETTLE` take them; no text may hold a NUL there."""
     rows: list[Mapping[str, object]] = [
         {
@@ -906,6 +870,22 @@ def _letters(dead: Sequence[DeadLetter]) -> bytes:
     return orjson.dumps(rows)
 
 
+def stored_rows(rows: Iterable[tuple[Any, ...]]) -> list[Stored]:
+    """Rows of `PENDING`."""
+    return [
+        Stored(seq, event_id.hex, Kind(kind), topic, event, advances, timestamp, received, up, late, document)
+        for seq, event_id, kind, topic, event, advances, timestamp, received, up, late, document in rows
+    ]
+
+
+def retained_rows(rows: Iterable[tuple[Any, ...]]) -> list[Retained]:
+    """Rows of `RETAINED`."""
+    return [
+        Retained(topic, seq, event_id.hex, Kind(kind), late, document)
+        for topic, seq, event_id, kind, late, document in rows
+    ]
+
+
 def _kept(rows: Iterable[tuple[Any, ...]]) -> Iterator[Kept]:
     for seq, event_id, kind, topic, event_topic, advances, late, received, stored, document in rows:
         # Of two clocks that do not agree, one cannot tell how long it took.
@@ -914,7 +894,7 @@ def _kept(rows: Iterable[tuple[Any, ...]]) -> Iterator[Kept]:
         yield Kept(seq, event_id.hex, Kind(kind), topic, event_topic, advances, late, received, moment, document)
 
 
-def _first(cursor: psycopg.Cursor[Any]) -> Any:
+def first(cursor: psycopg.Cursor[Any]) -> Any:
     """The first column of the first row; None if there is no row."""
     row = cursor.fetchone()
     return row[0] if row else None
@@ -949,7 +929,3 @@ def words(error: psycopg.Error) -> str:
     if not hint and is_away(error):
         hint = "the database cannot be reached; is it running, and are host, user and password right?"
     return f"{hint} ({said})" if hint else said
-
-
-def _why(error: Exception) -> str:
-    return words(error) if isinstance(error, psycopg.Error) else str(error)

@@ -25,7 +25,7 @@ MIGRATIONS = (
     -- Everything accepted, in the order of acceptance.
     CREATE TABLE updates (
         seq         bigint PRIMARY KEY,
-        partition   smallint NOT NULL,               -- by the hash of `topic`
+        partition   smallint NOT NULL,               -- by `topic` (see partition_of)
         boot        integer NOT NULL,                -- in `boots`
         kind        text COLLATE "C" NOT NULL CHECK (kind IN ('status', 'button')),
         event_id    uuid NOT NULL UNIQUE,
@@ -42,13 +42,22 @@ MIGRATIONS = (
     );
     CREATE INDEX updates_partition ON updates (partition, seq);
 
-    -- What is settled in each partition, and how often its publisher has changed (see the header of postgresql.py).
+    -- What is settled in each partition, and how often its publisher has changed (see the header of partitions.py).
     CREATE TABLE partitions (
         partition smallint PRIMARY KEY,
         settled   bigint NOT NULL DEFAULT 0,
-        epoch     bigint NOT NULL DEFAULT 0
+        epoch     bigint NOT NULL DEFAULT 0,
+        turns     bigint NOT NULL DEFAULT 0,         -- how often its lock was taken, also by who had it before
+        owner     text COLLATE "C"                   -- the replica that took it and did not give it back
     ) WITH (fillfactor = 20);
     INSERT INTO partitions (partition) SELECT generate_series(0, 15);
+
+    -- Every replica that ever was, until the topics about it were taken off the broker.
+    CREATE TABLE replicas (
+        name text COLLATE "C" PRIMARY KEY,
+        pid  integer NOT NULL,                       -- of its session at the server
+        seen double precision NOT NULL               -- epoch seconds, by the database's clock
+    );
 
     -- Every retained topic that stands on the broker or is about to, and the order of what holds it.
     CREATE TABLE ledger (
@@ -227,7 +236,7 @@ SCHEMA_VERSION = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace 
 BOOT = "SELECT id FROM boots WHERE machine = %s AND boot = %s"
 NEW_BOOT = "INSERT INTO boots (machine, boot) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 
-#: Held for as long as a bridge runs on this journal, by its `Presence`.
+#: Held by commands that want no bridge to run on this journal meanwhile, by their `Presence`.
 PRESENT = "SELECT pg_try_advisory_lock(2001810035, hashtext(current_schema()))"
 
 # --- the receivers' side -----------------------------------------------------------------------------------------
@@ -255,6 +264,121 @@ WHERE updates.seq > %(after)s ORDER BY updates.seq LIMIT %(limit)s
 """
 
 SETTLED = "SELECT settled()"
+
+# --- replicas: see partitions.py ---------------------------------------------------------------------------------
+
+#: A server that hears nothing from a replica's session for so long ends it, and with it the locks that it holds.
+SESSION = """
+SELECT set_config('idle_session_timeout', %(idle)s, false), set_config('statement_timeout', %(patience)s, false),
+       set_config('lock_timeout', %(patience)s, false)
+"""
+#: Shared by all replicas; commands that want to be alone hold it alone.
+JOIN = "SELECT pg_try_advisory_lock_shared(2001810035, hashtext(current_schema()))"
+LEAVE = "SELECT pg_advisory_unlock_shared(2001810035, hashtext(current_schema()))"
+NAME = "SELECT pg_try_advisory_lock(2001810037, hashtext(current_schema() || ' ' || %s))"
+NOTE_REPLICA = """
+INSERT INTO replicas VALUES (%s, pg_backend_pid(), extract(epoch FROM clock_timestamp()))
+ON CONFLICT (name) DO UPDATE SET pid = excluded.pid, seen = excluded.seen
+"""
+#: The replicas whose sessions live.
+MEMBERS = """
+SELECT replicas.name FROM replicas JOIN pg_locks ON pg_locks.pid = replicas.pid
+WHERE locktype = 'advisory' AND granted AND mode = 'ShareLock' AND objsubid = 2 AND classid = 2001810035
+  AND objid::bigint = (hashtext(current_schema())::bigint & 4294967295)
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY 1
+"""
+#: The partitions, and whether somebody holds each. The number of a lock: 27 bits of the schema, 5 of the partition.
+PARTITIONS_NOW = """
+SELECT partition, epoch, turns, settled, owner, EXISTS (
+    SELECT FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = 2001810036
+      AND objid::bigint = (((hashtext(current_schema()) & -32) | partition)::bigint & 4294967295)
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+FROM partitions ORDER BY partition
+"""
+LOCK = "SELECT pg_try_advisory_lock(2001810036, (hashtext(current_schema()) & -32) | %s)"
+UNLOCK = "SELECT pg_advisory_unlock(2001810036, (hashtext(current_schema()) & -32) | %s)"
+TAKE = """
+UPDATE partitions SET epoch = epoch + 1, turns = turns + 1, owner = %s WHERE partition = %s AND turns = %s
+RETURNING epoch
+"""
+RETAKE = "UPDATE partitions SET turns = turns + 1 WHERE partition = %s AND epoch = %s RETURNING epoch"
+EPOCH = "SELECT epoch FROM partitions WHERE partition = %s"
+GIVE = "UPDATE partitions SET owner = NULL WHERE partition = %s AND epoch = %s"
+TELL = "SELECT pg_notify(current_schema(), %s)"
+#: Replicas that are there, and those that are gone for so many seconds.
+SEEN = "UPDATE replicas SET seen = extract(epoch FROM clock_timestamp()) WHERE name = ANY(%s)"
+GONE = "SELECT name FROM replicas WHERE seen < extract(epoch FROM clock_timestamp()) - %s ORDER BY 1"
+FORGET_REPLICAS = """
+DELETE FROM replicas WHERE name = ANY(%s) AND seen < extract(epoch FROM clock_timestamp()) - %s
+"""
+
+#: `PENDING` of some partitions: what is settled in each is left out. Of what a publisher that is gone may have
+#: published and not noted, older states are not published over newer ones.
+SHARE_PENDING = PENDING.replace(
+    "updates.advances",
+    """updates.advances AND (
+           updates.seq > %(began)s OR EXISTS (SELECT FROM ledger WHERE topic = updates.topic AND seq = updates.seq)
+       )""",
+).replace(
+    "WHERE updates.seq > %(after)s ORDER BY updates.seq LIMIT %(limit)s",
+    """WHERE updates.seq IN (
+    SELECT waiting.seq FROM partitions CROSS JOIN LATERAL (
+        SELECT seq FROM updates
+        WHERE updates.partition = partitions.partition AND seq > greatest(partitions.settled, %(after)s)
+        ORDER BY seq LIMIT %(limit)s
+    ) AS waiting
+    WHERE partitions.partition = ANY(%(partitions)s) ORDER BY 1 LIMIT %(limit)s
+) ORDER BY updates.seq""",
+)
+SHARE_SETTLED = """
+SELECT coalesce(
+    (SELECT min(first.seq) - 1
+     FROM partitions CROSS JOIN LATERAL (
+         SELECT seq FROM updates
+         WHERE updates.partition = partitions.partition AND updates.seq > partitions.settled
+         ORDER BY seq LIMIT 1
+     ) AS first
+     WHERE partitions.partition = ANY(%(partitions)s)),
+    (SELECT max(settled) FROM partitions WHERE partition = ANY(%(partitions)s)), 0)
+"""
+#: Notes of a replica count for those partitions that nobody has taken since.
+SHARE_SETTLE = """
+WITH ours AS (
+         SELECT partition FROM partitions
+         JOIN unnest(%(partitions)s::smallint[], %(epochs)s::bigint[]) AS given (partition, epoch)
+         USING (partition, epoch) FOR UPDATE OF partitions
+     ),
+     marked AS (
+         UPDATE updates SET late = true
+         WHERE seq = ANY(%(late)s::bigint[]) AND partition IN (SELECT partition FROM ours)
+     ),
+     buried AS (
+         INSERT INTO dead_letters (received, source, reason, seq, body)
+         SELECT t, s, r, q, decode(b, 'base64')
+         FROM json_to_recordset(%(dead)s) AS given(t double precision, s text, r text, q bigint, b text)
+         WHERE EXISTS (SELECT FROM ours)
+           AND (q IS NULL OR EXISTS (SELECT FROM updates JOIN ours USING (partition) WHERE updates.seq = q))
+     )
+UPDATE partitions SET settled = %(upto)s
+WHERE partition IN (SELECT partition FROM ours) AND settled < %(upto)s
+"""
+#: What stands of some partitions. Of those that are further than `upto`, all that is settled.
+SHARE_RETAINED = """
+SELECT ledger.topic, ledger.seq, updates.event_id, ledger.kind, updates.late, updates.document
+FROM ledger JOIN updates ON updates.seq = ledger.seq
+JOIN partitions ON partitions.partition = CASE WHEN ledger.topic LIKE 'last/%%' THEN 0 ELSE updates.partition END
+WHERE ledger.state = 0 AND (ledger.seq, ledger.topic) > (%(seq)s, %(topic)s)
+  AND ledger.seq <= greatest(%(upto)s, partitions.settled) AND partitions.partition = ANY(%(partitions)s)
+ORDER BY ledger.seq, ledger.topic LIMIT %(limit)s
+"""
+LAST = """
+SELECT ledger.topic, ledger.seq, updates.event_id, ledger.kind, updates.late, updates.document
+FROM ledger JOIN updates ON updates.seq = ledger.seq
+WHERE ledger.state IN (0, 3) AND ledger.topic IN ('last/status', 'last/button')
+"""
 
 SETTLE = """
 WITH marked AS (UPDATE updates SET late = true WHERE seq = ANY(%(late)s::bigint[]) RETURNING 1),
@@ -293,8 +417,14 @@ ON updates.partition = partitions.partition AND updates.seq > partitions.settled
 # Whoever changes a state has its turn first, and looks again at what it changes: an update may have taken the topic
 # over since it was looked for.
 
-CLEARING = "SELECT topic FROM ledger WHERE state = 1 ORDER BY seq LIMIT %s"
-CLEARED = "UPDATE ledger SET state = 2, gone = settled() WHERE state = 1 AND topic = ANY(%s)"
+# `gone` is no smaller than any checkpoint that a broker has by then.
+
+CLEARING = """
+SELECT seq, topic FROM ledger WHERE state = 1 AND (seq, topic) > (%s, %s) ORDER BY seq, topic LIMIT %s
+"""
+CLEARED = """
+UPDATE ledger SET state = 2, gone = (SELECT max(settled) FROM partitions) WHERE state = 1 AND topic = ANY(%s)
+"""
 CLEAR_AGAIN = "UPDATE ledger SET state = 1 WHERE state = 2 AND gone >= %s"
 EXPIRE = """
 UPDATE ledger SET state = 1 WHERE topic IN (
