@@ -62,5 +62,12 @@ CAMPAIGNS = {
     ),
     "corruption": Campaign("corruption:run", "the journal overwritten at random places, or cut short", 20, 100),
     "clock": Campaign("clock_jumps:run", "the wall clock jumps a day forwards and back", 20, 100),
+    "replicas": Campaign(
+        "replicas:run",
+        "three bridges on one PostgreSQL killed, paused, cut off; database and brokers too",
+        500,
+        20_000,
+        "replicas:missing_means",
+    ),
     "soak": Campaign("soak:run", "memory, threads, descriptors and write-ahead log stay flat", 200_000, 1_000_000),
 }
