@@ -234,14 +234,9 @@ class Connection:
         wants_write = self._client.want_write() or (line is not None and line.wants_write)
         poller.register(self.fileno(), select.POLLIN | (select.POLLOUT if wants_write else 0))
 
-    def exchange(self) -> None:
-        """Read what came and send what waits, without blocking; look after the keep-alive.
-
-        Raises:
-            ConnectionEndedError: The connection is over; what came before its end is in `acks` and `messages`.
-        """
+    def hear(self) -> None:
+        """Read what came, without blocking, and send nothing."""
         client, line = self._client, self._client.line
-        # Reading comes first: a write that finds the line cut closes the socket, and with it what was not read yet.
         while self._ended is None and line is not None:
             has_more = line.fill()
             while line.has_more and client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -252,6 +247,16 @@ class Connection:
                 line.acks.clear()
             if not has_more:
                 break
+
+    def exchange(self) -> None:
+        """Read what came and send what waits, without blocking; look after the keep-alive.
+
+        Raises:
+            ConnectionEndedError: The connection is over; what came before its end is in `acks` and `messages`.
+        """
+        client, line = self._client, self._client.line
+        # Reading comes first: a write that finds the line cut closes the socket, and with it what was not read yet.
+        self.hear()
         if self._ended is None and client.want_write():
             client.loop_write()
         if self._ended is None and line is not None:

@@ -194,6 +194,7 @@ class _Fenced(Connection):
 
     def exchange(self) -> None:
         if not self._lane.may_send():
+            self.hear()  # what was acknowledged is not to be published again
             raise _not_ours()
         super().exchange()
 

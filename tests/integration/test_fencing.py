@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -88,6 +89,20 @@ def test_without_the_database_nothing_new_is_sent_and_acknowledgements_are_heard
     drive(connection, lambda: connection.acks)
     lane.is_held = True
     assert connection.limits.in_flight > 0
+
+
+def test_what_was_acknowledged_is_heard_though_the_lease_is_over(connect: Any, lane: FakeLane) -> None:
+    """The publisher may have waited for the database all that time, and would publish it again afterwards."""
+    connection = connect()
+    connection.publish("whatsapp/first", b"1", retain=True)
+    connection.exchange()
+    poller = select.poll()
+    poller.register(connection, select.POLLIN)
+    assert poller.poll(10_000)
+    lane.may = False
+    with pytest.raises(ConnectionEndedError, match="another replica"):
+        connection.exchange()
+    assert [ack.code for ack in connection.acks] in ([0], [0x10])
 
 
 def test_no_connection_is_made_while_another_one_may_publish(

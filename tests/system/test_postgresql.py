@@ -75,14 +75,13 @@ def test_without_its_database_it_answers_503_tells_why_and_comes_back(bridge: Br
         try:
             answer = bridge.post(click(2))
             assert answer.status == 503
-            health = subscriber.wait("whatsapp/bridge/health", lambda heard: heard.json["alarms"])
-            assert health.json["ok"] is False
-            assert "the database cannot be reached" in health.json["alarms"][0]
+            # Nobody publishes without the database: what is said of it stands in the last wills, and on the page.
+            subscriber.wait("whatsapp/bridge/state", lambda heard: heard.payload == "offline")
+            lamp = json.loads(bridge.run("status", "--json").stdout)["journal"]
+            assert "the database cannot be reached" in lamp["why"]
         finally:
             server.start()
-        subscriber.wait(
-            "whatsapp/bridge/health", lambda heard: heard.json["ok"] and heard.json["at"] > health.json["at"]
-        )
+        subscriber.wait_until(lambda _: subscriber.on("whatsapp/bridge/state")[-1].payload == "online")
         assert bridge.post(click(2)).status == 200
         subscriber.wait("whatsapp/event/button/gate", lambda heard: heard.json["message_id"] == "click2")
 
@@ -97,15 +96,6 @@ def test_it_waits_for_a_database_that_starts_after_it(bridge: Bridge, server: Se
         server.start()
     bridge.program.wait_log("ready")
     assert bridge.post(status("m1")).status == 200
-
-
-def test_two_bridges_on_one_database_are_refused(make_bridge: MakeBridge, server: Server) -> None:
-    """Both would publish everything: each click twice."""
-    database = server.new_database()
-    make_bridge(journal__url=database.url).start()
-    second = make_bridge(journal__url=database.url).start(wait=False)
-    assert second.program.wait() == 2
-    assert f"journal.url: another bridge uses {database}; stop it" in second.program.said
 
 
 def test_a_password_is_shown_nowhere(make_bridge: MakeBridge, server: Server) -> None:
