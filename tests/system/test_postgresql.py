@@ -75,10 +75,10 @@ def test_without_its_database_it_answers_503_tells_why_and_comes_back(bridge: Br
         try:
             answer = bridge.post(click(2))
             assert answer.status == 503
-            # Nobody publishes without the database: what is said of it stands in the last wills, and on the page.
+            # Nobody publishes without the database: the last will tells of it, and the log says why.
             subscriber.wait("whatsapp/bridge/state", lambda heard: heard.payload == "offline")
-            lamp = json.loads(bridge.run("status", "--json").stdout)["journal"]
-            assert "the database cannot be reached" in lamp["why"]
+            said = bridge.program.wait_log("the database does not answer; nothing is published until it does")
+            assert "the database cannot be reached" in said["why"]
         finally:
             server.start()
         subscriber.wait_until(lambda _: subscriber.on("whatsapp/bridge/state")[-1].payload == "online")
