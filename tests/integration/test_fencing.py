@@ -138,8 +138,8 @@ def test_the_will_is_kept_where_another_one_takes_the_place(connect: Any, subscr
     """Home Assistant would show everything as unavailable for a moment, each time that another replica leads."""
     there = subscriber(connect.port, "whatsapp/#")
     will: dict[str, Any] = {"will": ("whatsapp/state", b"offline"), "will_delay": 30.0}
-    first = connect(**will)
-    first.close(at_once=True)
+    connect(**will).close(at_once=True)
+    connect(**will)  # and while the one before is still there, as it was only paused
     second = connect(**will)
     second.publish("whatsapp/after", b"1", retain=True)
     drive(second, lambda: second.acks)
