@@ -1,4 +1,4 @@
-"""The pages that follow from the code: settings, topics and commands, from the templates in scripts/pages.
+"""The pages that follow from the code, or from what was measured, from the templates in scripts/pages.
 
 Settings come from the schema in bridge/config.py. Topics and JSON are made by bridge/topics.py from two callbacks of
 tests/payloads; what each topic and key means stands here, and a test holds it against what the code really makes.
@@ -23,6 +23,7 @@ from bridge import topics
 from bridge.cli import main as cli
 from bridge.config import ENV_PREFIX, Settings, leaves, sections
 from bridge.payload import parse
+from tests.bench import report
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -121,7 +122,10 @@ def pages() -> dict[str, str]:
     )
     templates.filters["cell"] = lambda text: text.replace("|", "\\|").replace("<", "&lt;")
     templates.filters["pretty"] = lambda text: json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    measured = json.loads((DOCS / "performance.json").read_text(encoding="utf-8"))
     return {
+        "performance.md": templates.get_template("performance.md").render(report.page(measured)),
+        "performance.svg": report.drawing(measured),
         "settings.md": templates.get_template("settings.md").render(env_prefix=ENV_PREFIX, sections=_settings()),
         "commands.md": templates.get_template("commands.md").render(env_prefix=ENV_PREFIX, commands=list(_commands())),
         "topics.md": templates.get_template("topics.md").render(

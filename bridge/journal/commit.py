@@ -13,12 +13,16 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from time import monotonic, sleep
 
 from bridge.journal import BrokenStorageError, Callback, Journal, NotStoredError, Outcome
 from bridge.patience import Patience
 
 #: More than this many updates are not stored in one commit, so that the first does not wait for the last.
 MAX_UPDATES = 4_000
+#: After a commit that took longer than this many seconds, the next one waits for a tenth of that before it begins, and
+#: no longer than the last of these.
+SLOW, SHARE, GATHER = 0.005, 0.1, 0.02
 #: Seconds a request waits for the disk. Senders give up after about five.
 PATIENCE = 4.0
 
@@ -45,6 +49,7 @@ class GroupCommit:
         self._journal = journal
         self._stored = stored
         self._waiting: SimpleQueue[_Request | None] = SimpleQueue()
+        self._took = 0.0  # seconds, by the last commit
         self._patience: Patience[asyncio.Future[Outcome]] = Patience(patience, _give_up)
 
     async def append(self, callback: Callback) -> Outcome:
@@ -81,6 +86,10 @@ class GroupCommit:
         requests: list[_Request] = []
         updates = 0
         request = self._waiting.get()
+        if request is not None and self._took > SLOW:
+            # On a slow disk, those who were answered just now would else find a commit begun without them, and wait for
+            # two: senders would fall into groups that take turns.
+            sleep(min(self._took * SHARE, GATHER))
         while request is not None:
             requests.append(request)
             updates += len(request.callback.entries)
@@ -93,6 +102,7 @@ class GroupCommit:
 
     def _commit(self, requests: list[_Request]) -> None:
         failure: Exception | None = None
+        began = monotonic()
         try:
             outcomes = self._journal.append([request.callback for request in requests])
             for request, outcome in zip(requests, outcomes, strict=True):
@@ -101,6 +111,7 @@ class GroupCommit:
             failure = error
             for request in requests:
                 request.result = error
+        self._took = monotonic() - began
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
             requests[0].told.get_loop().call_soon_threadsafe(_tell, requests)
         if failure is None:

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 
@@ -184,15 +185,22 @@ def _complete(received: bytes) -> int | None:
     head, end, content = received.partition(b"\r\n\r\n")
     if not end:
         return None
+    status, length = _read(head)
+    if len(content) < length if length is not None else not content.endswith(b"0\r\n\r\n"):
+        return None
+    return status
+
+
+@lru_cache(64)  # it is the same for a second, and the generator is not what is to be measured
+def _read(head: bytes) -> tuple[int, int | None]:
+    """The status, and how long the content is; None: it comes in chunks."""
     lower = head.lower()
     at = lower.find(b"content-length:")
     if at >= 0:
-        length = int(lower[at + 15 :].split(b"\r\n", 1)[0])
-        if len(content) < length:
-            return None
-    elif b"chunked" in lower and not content.endswith(b"0\r\n\r\n"):
-        return None
-    return int(head[9:12])
+        length: int | None = int(lower[at + 15 :].split(b"\r\n", 1)[0])
+    else:
+        length = None if b"chunked" in lower else 0
+    return int(head[9:12]), length
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def goals(report: Report) -> list[dict[str, str]]:
                 "about": goal.about,
                 "least": f"{sign} {goal.least:g}{goal.unit}",
                 "aim": f"{goal.aim:g}{goal.unit}",
-                "measured": f"{number(found['median'])}{goal.unit}" if found else "",
+                "measured": f"{number(found['median'])}{goal.unit}" if found else "not measured yet",
                 "spread": f"{number(found['min'])} to {number(found['max'])}" if found else "",
                 "reached": goal.reached(found["median"]) if found else "",
             }
@@ -131,6 +131,18 @@ def page(report: Report) -> dict[str, Any]:
         "idle": {name: number(one["median"]) for name, one in idle.items()},
         "cases": [{"name": name, **case} for name, case in cases.items()],
     }
+
+
+def headline(report: Report) -> str:
+    """What the README says of it."""
+    cases = report["cases"]
+    against = cases["closed-32"]["ratios"]["node-red"]["rate"]["median"]
+    idle = cases["idle"]["sides"]["bridge"]
+    return (
+        f"It stores and publishes {number(against)} times as many updates a second as Node-RED, which keeps none of "
+        f"them, holds {idle['memory_mb']['median']:.0f} MB at rest, and answers "
+        f"{idle['start_ms']['median'] / 1000:.1f} s after its start"
+    )
 
 
 PROCESSES = ("receiver", "main", "node", "broker")

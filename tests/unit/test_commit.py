@@ -365,3 +365,26 @@ class TestStopping:
         senders = send(group, callback(1))
         assert group.step() is True
         answers(senders)
+
+
+def test_after_a_slow_commit_the_next_one_waits_for_those_who_were_just_answered(
+    group: Grouped, journal: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow card each answer would take two commits, and half as many callbacks a second would be stored."""
+    senders: list[Sender] = []
+
+    def sleep(seconds: float) -> None:
+        assert seconds == pytest.approx(commit.SHARE * 0.02), "no longer than a share of what the last one took"
+        senders.extend(send(group, callback(3)))
+
+    monkeypatch.setattr(commit, "sleep", sleep)
+    clock = iter((1.0, 1.02, 2.0, 2.001, 3.0, 3.001))
+    monkeypatch.setattr(commit, "monotonic", lambda: next(clock))
+
+    for number in (1, 2, 4):
+        senders += send(group, callback(number))
+        assert group.step()
+
+    assert [len(together) for together in journal.appends] == [1, 2, 1], "and not after a quick one"
+    assert stored(journal) == [1, 2, 3, 4]
+    assert answers(senders) == [Outcome(1, 0)] * 4
