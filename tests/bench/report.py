@@ -208,6 +208,6 @@ def drawing(report: Report) -> str:
         'font-family="system-ui, sans-serif" font-size="13" fill="#222" role="img">\n'
         "<title>Updates a second, the bridge beside Node-RED</title>\n"
         f'<rect width="{WIDTH}" height="{y}" fill="#fff"/>\n'
-        f'<text x="{LEFT}" y="22" font-weight="bold">Updates a second (median; the line: from the slowest round to the '
-        f"fastest)</text>\n{key}\n" + "\n".join(bars) + "\n</svg>\n"
+        '<text x="12" y="22" font-weight="bold">Updates a second: medians, and by a line the slowest and the '
+        f"fastest round</text>\n{key}\n" + "\n".join(bars) + "\n</svg>\n"
     )
