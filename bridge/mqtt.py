@@ -50,6 +50,13 @@ WRONG_VERSION_CODES = frozenset({0x84, 0x01})
 CREDENTIAL_CODES = frozenset({0x86, 0x87, 0x8A, 0x04, 0x05})
 
 
+_OTHER_CA = "set mqtt.tls.ca to the file of the CA that signed it"
+_OTHER_NAME = "write a name that stands in it in mqtt.url"
+_OTHER_TIME = "renew it at the broker, or set this machine's clock"
+#: What to do, by OpenSSL's code (x509_vfy.h): not yet, or no longer valid; another name, another address.
+_CERTIFICATE_HINTS = {9: _OTHER_TIME, 10: _OTHER_TIME, 62: _OTHER_NAME, 64: _OTHER_NAME}
+
+
 class ConnectionEndedError(Exception):
     """The connection is over, or never came about; the message says why, in words for the user.
 
@@ -194,7 +201,8 @@ class Connection:
             )
         except ssl.SSLCertVerificationError as error:
             raise ConnectionEndedError(
-                f"the broker's certificate is not trusted: {error.verify_message}; set mqtt.tls.ca to the CA's file",
+                f"the broker's certificate is not trusted: {error.verify_message.rstrip('.')}; "
+                f"{_CERTIFICATE_HINTS.get(error.verify_code, _OTHER_CA)}",
                 refused=True,
             ) from error
         # IndexError: paho's reading of a websocket's answer, at a header without a space behind its colon.

@@ -319,6 +319,11 @@ class _Bridge:
             journal=str(self._settings.journal_place),
             page=self._page.url if self._page is not None else None,
         )
+        if self._settings.mqtt.tls.dangerously_accept_any_certificate:
+            log.warning(
+                "the broker's certificate is not checked: anyone on the way can read and change all",
+                setting="mqtt.tls.dangerously_accept_any_certificate",
+            )
         if self._broker is not None:
             self._thread("broker", self._broker.run)
         self._thread("publisher", self._publish)

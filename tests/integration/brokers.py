@@ -72,6 +72,7 @@ class Mosquitto(Watched):
         lines: Settings beside those that every test wants.
         listeners: Of `mqtts`, `ws`, `wss`, beside `mqtt`; each gets a port of its own.
         certificates: For mqtts and wss.
+        certificate: Which of them it shows.
         wants_certificate: Whether clients must show a certificate.
         remembers: Whether retained messages outlive a kill -9.
         users: Names and passwords; without, everybody may come in.
@@ -86,6 +87,7 @@ class Mosquitto(Watched):
         lines: Sequence[str] = (),
         listeners: Sequence[str] = (),
         certificates: Path | None = None,
+        certificate: str = "server",
         wants_certificate: bool = False,
         remembers: bool = False,
         users: dict[str, str] | None = None,
@@ -97,6 +99,7 @@ class Mosquitto(Watched):
         self._folder = folder
         self._lines = lines
         self._certificates = certificates
+        self._certificate = certificate
         self._wants_certificate = wants_certificate
         self._remembers = remembers
         self._users = users
@@ -226,8 +229,8 @@ class Mosquitto(Watched):
             if scheme in ("mqtts", "wss"):
                 lines += [
                     f"cafile {self._certificates}/ca.pem",
-                    f"certfile {self._certificates}/server.pem",
-                    f"keyfile {self._certificates}/server.key",
+                    f"certfile {self._certificates}/{self._certificate}.pem",
+                    f"keyfile {self._certificates}/{self._certificate}.key",
                     f"require_certificate {'true' if self._wants_certificate else 'false'}",
                 ]
         file = self._folder / "mosquitto.conf"

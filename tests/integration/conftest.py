@@ -144,7 +144,10 @@ def broker(request: pytest.FixtureRequest) -> AnyBroker:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `ca.pem`, `server.pem`, `client.pem`, their keys, and `other-ca.pem`, which signed nothing."""
+    """A folder with `ca.pem`, `server.pem`, `client.pem`, their keys, and `other-ca.pem`, which signed nothing.
+
+    No broker should be believed with `elsewhere`, `expired`, `not-yet` (of the same CA), or `self-signed`.
+    """
     openssl = shutil.which("openssl")
     if openssl is None:
         _missing("openssl")
@@ -156,21 +159,23 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[server]\nbasicConstraints = critical, CA:FALSE\nkeyUsage = critical, digitalSignature\n"
         "extendedKeyUsage = serverAuth\nsubjectAltName = IP:127.0.0.1, DNS:localhost\n"
         "subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\n"
+        "[elsewhere]\nbasicConstraints = critical, CA:FALSE\nkeyUsage = critical, digitalSignature\n"
+        "extendedKeyUsage = serverAuth\nsubjectAltName = IP:192.0.2.1, DNS:elsewhere.example\n"
+        "subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\n"
         "[client]\nbasicConstraints = critical, CA:FALSE\nkeyUsage = critical, digitalSignature\n"
         "extendedKeyUsage = clientAuth\nsubjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\n"
     )
 
-    def certify(name: str, section: str, *signer: str) -> None:
-        subprocess.run(
-            [
-                *(str(openssl), "req", "-x509", "-config", "openssl.cnf", "-extensions", section),
-                *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30"),
-                *("-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem", *signer),
-            ],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-            timeout=60,
+    def openssl_at(*arguments: str) -> None:
+        subprocess.run([str(openssl), *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+
+    def certify(name: str, section: str, *signer: str, request: bool = False) -> None:
+        openssl_at(
+            *("req", "-config", "openssl.cnf"),
+            *(() if request else ("-x509", "-extensions", section, "-days", "30")),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-subj", f"/CN={name}", "-keyout", f"{name}.key"),
+            *("-out", f"{name}.csr" if request else f"{name}.pem", *signer),
         )
 
     by_ca = ("-CA", "ca.pem", "-CAkey", "ca.key")
@@ -178,6 +183,26 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     certify("other-ca", "ca")
     certify("server", "server", *by_ca)
     certify("client", "client", *by_ca)
+    certify("elsewhere", "elsewhere", *by_ca)
+    certify("self-signed", "ca")
+    # `openssl req` of Debian 12 cannot set a date: `openssl ca` can.
+    (folder / "index.txt").touch()
+    (folder / "serial").write_text("1000\n")
+    (folder / "ca.cnf").write_text(
+        f"{(folder / 'openssl.cnf').read_text()}[ca-of-dates]\ndatabase = index.txt\n"
+        "serial = serial\nnew_certs_dir = .\n"
+        "default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = supplied\n"
+    )
+    for name, start, end in (
+        ("expired", "20200101000000Z", "20200201000000Z"),
+        ("not-yet", "20480101000000Z", "20490101000000Z"),
+    ):
+        certify(name, "server", request=True)
+        openssl_at(
+            *("ca", "-batch", "-notext", "-config", "ca.cnf", "-name", "ca-of-dates"),
+            *("-cert", "ca.pem", "-keyfile", "ca.key", "-extensions", "server", "-startdate", start, "-enddate", end),
+            *("-in", f"{name}.csr", "-out", f"{name}.pem"),
+        )
     return folder
 
 

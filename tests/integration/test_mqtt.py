@@ -9,6 +9,7 @@ import ssl
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -380,19 +381,61 @@ def test_what_came_in_one_encrypted_record_is_read_at_once(peer: Callable[..., P
         connection.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "host", "trusted", "words"),
+    [
+        ("server", "127.0.0.1", None, "set mqtt.tls.ca to the file of the CA that signed it"),
+        ("server", "127.0.0.1", "other-ca", "set mqtt.tls.ca to the file of the CA that signed it"),
+        ("elsewhere", "127.0.0.1", "ca", "write a name that stands in it in mqtt.url"),
+        ("elsewhere", "localhost", "ca", "write a name that stands in it in mqtt.url"),
+        ("expired", "127.0.0.1", "ca", "renew it at the broker, or set this machine's clock"),
+        ("not-yet", "127.0.0.1", "ca", "renew it at the broker, or set this machine's clock"),
+        ("self-signed", "127.0.0.1", None, "set mqtt.tls.ca to the file of the CA that signed it"),
+        ("self-signed", "127.0.0.1", "ca", "set mqtt.tls.ca to the file of the CA that signed it"),
+        ("client", "127.0.0.1", "ca", "set mqtt.tls.ca"),
+    ],
+    ids=[
+        "no CA",
+        "another CA",
+        "another address",
+        "another name",
+        "expired",
+        "not yet",
+        "self-signed",
+        "self-signed, with a CA",
+        "a client's",
+    ],
+)
 @pytest.mark.parametrize("scheme", ["mqtts", "wss"])
-@pytest.mark.parametrize("ca", [None, "other-ca.pem"])
-def test_a_certificate_that_is_not_trusted_ends_it_with_the_setting_to_look_at(
-    mosquitto: Callable[..., Mosquitto], certificates: Path, scheme: str, ca: str | None
+def test_a_certificate_that_proves_nothing_is_refused_with_what_to_do(
+    mosquitto: Callable[..., Mosquitto],
+    certificates: Path,
+    scheme: str,
+    name: str,
+    host: str,
+    trusted: str | None,
+    words: str,
 ) -> None:
-    """Whoever stands in between could read every phone number."""
-    server = mosquitto(listeners=(scheme,))
+    """Whoever stands in between shows one of these; and an honest broker's needs another remedy each."""
+    server = mosquitto(listeners=(scheme,), certificate=name)
+    url = replace(server.url(scheme, "bridge", "a-password"), host=host)
 
-    error = end_of(connection_to(server.url(scheme), "5", Tls(ca=certificates / ca if ca else None)))
+    error = end_of(connection_to(url, "5", Tls(ca=certificates / f"{trusted}.pem" if trusted else None)))
 
     assert error.refused
     assert str(error).startswith("the broker's certificate is not trusted: ")
-    assert "mqtt.tls.ca" in str(error)
+    assert words in str(error)
+    assert "a-password" not in str(error)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_certificate_of_the_right_ca_is_accepted(
+    mosquitto: Callable[..., Mosquitto], certificates: Path, opened: Opened, host: str
+) -> None:
+    """The other half: each refusal above is for its own reason."""
+    server = mosquitto(listeners=("mqtts",))
+    url = replace(server.url("mqtts"), host=host)
+    assert opened(connection_to(url, "5", Tls(ca=certificates / "ca.pem"))).connected
 
 
 def test_any_certificate_is_taken_where_this_is_wanted_in_words(
