@@ -205,7 +205,7 @@ def many(check: Callable[[object], Any]) -> Callable[[object], tuple[Any, ...]]:
 def secret(value: object) -> str:
     found = text(value)
     if not found.strip():
-        raise Invalid("is empty; leave the setting out, or write a secret of 20 characters or more")
+        raise Invalid("is empty; leave the setting out, or write what `whatsapp2mqtt secret` prints")
     return found
 
 
@@ -1156,7 +1156,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             f"webhook.listen: {webhook.listen} can be reached from other machines, and nothing says who may post; "
             "add `webhook: {auth: {path_token: [<a secret>]}}`, or the variable "
-            f"{ENV_PREFIX}WEBHOOK__AUTH__PATH_TOKEN, or listen on 127.0.0.1"
+            f"{ENV_PREFIX}WEBHOOK__AUTH__PATH_TOKEN (`whatsapp2mqtt secret` makes one), or listen on 127.0.0.1"
         )
     embedded = mqtt.embedded
     if mqtt.is_embedded and not embedded.listen.is_loopback and not (embedded.username and embedded.password):

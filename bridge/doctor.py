@@ -32,6 +32,7 @@ from bridge.journal import JournalError
 from bridge.mqtt import Connection, ConnectionEndedError
 from bridge.ports import PortError, check_free
 from bridge.running import HiddenError, NotRunningError, ask
+from bridge.strength import weak_secrets
 from bridge.topics import BRIDGE_DOCTOR
 
 #: Bytes of free space below which there is little, and below which nothing more is stored.
@@ -109,10 +110,13 @@ def _settings(settings: Settings, file: Path | None) -> Iterator[Finding]:
             "authentication",
             Verdict.WARNING,
             "nothing says who may post",
-            "set webhook.auth.path_token before the webhook can be reached from outside",
+            "set webhook.auth.path_token before the webhook is reached from outside; `whatsapp2mqtt secret` makes one",
         )
-    else:
-        yield Finding("authentication", Verdict.OK, "it is said who may post")
+        return
+    yield Finding("authentication", Verdict.OK, "it is said who may post")
+    for weak in weak_secrets(auth):
+        words, _, remedy = str(weak).partition("; ")
+        yield Finding("authentication", Verdict.WARNING, words, remedy)
 
 
 # --- the journal ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 import time
 import urllib.error
@@ -23,6 +22,7 @@ from typing import Any, NoReturn
 import yaml
 
 from bridge.config import ENV_CONFIG, ENV_PREFIX
+from bridge.strength import make
 
 OPTIONS = Path("/data/options.json")
 #: Written by the user, in the folder that Home Assistant calls `addon_configs/<repository>_whatsapp2mqtt`.
@@ -150,7 +150,7 @@ def settle(options: dict[str, Any], supervisor: Supervisor, in_file: frozenset[s
     set_by_user = {name: value for name, value in options.items() if name in SETTING_OF and value not in (None, "", [])}
     named = in_file | {SETTING_OF[name] for name in set_by_user}
     if not named & AUTHENTICATION:
-        set_by_user["path_token"] = secrets.token_urlsafe(24)
+        set_by_user["path_token"] = make()
         supervisor.set_options({**options, "path_token": set_by_user["path_token"]})
     found = {SETTING_OF[name]: _written(value) for name, value in set_by_user.items()}
     if "mqtt.url" not in named:

@@ -49,6 +49,7 @@ from bridge.privacy import Veil, masked
 from bridge.publisher import Publisher, PublisherSettings
 from bridge.requests import Requests
 from bridge.secret import veil_of
+from bridge.strength import weak_secrets
 from bridge.tap import tap_of
 from bridge.wakeup import Doorbell
 
@@ -96,6 +97,12 @@ def run(loaded: Loaded, on_ready: Callable[[Ready], None] | None = None) -> int:
     settings = loaded.settings
     logs.configure(settings.log.level, settings.log.format)
     hold_signals()
+    for weak in weak_secrets(settings.webhook.auth):
+        log.warning(
+            "a secret of the webhook looks easy to guess; `whatsapp2mqtt secret` makes a better one",
+            setting=weak.setting,
+            number=weak.number,
+        )
     program = _embedded_program(settings)
     _make_state_directory()
     with alone(settings.journal_path):

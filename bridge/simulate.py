@@ -127,7 +127,7 @@ def _send(settings: Settings, body: bytes, url: str | None) -> str:
     listen = settings.webhook.listen
     nearby = Address(listen.nearby, listen.port)
     try:
-        target = urlsplit(url or f"http://{nearby}{settings.webhook.path}{suffix}")
+        target = urlsplit(url or f"http://{nearby}")
         port = target.port
     except ValueError as error:
         raise SimulationError(f"the url is none ({error}); write e.g. http://127.0.0.1:8080/webhook") from error
@@ -135,7 +135,11 @@ def _send(settings: Settings, body: bytes, url: str | None) -> str:
         raise SimulationError("the url names no host or no protocol; write e.g. http://127.0.0.1:8080/webhook")
     kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
     connection = kind(target.hostname, port, timeout=10)
-    path = (target.path or "/") + (f"?{target.query}" if target.query else "")
+    path = target.path or "/"
+    if path in ("/", settings.webhook.path):
+        # So that nobody has to write the secret where everybody on this machine can read it.
+        path = settings.webhook.path + suffix
+    path += f"?{target.query}" if target.query else ""
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()

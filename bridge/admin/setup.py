@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bridge.admin.status import Lamp, Light, Sources, Status
 from bridge.config import Auth, Settings
+from bridge.strength import weak_secrets
 
 HIDDEN = "••••••••"
 
@@ -97,6 +98,8 @@ def methods(auth: Auth) -> list[str]:
 def _authentication(settings: Settings) -> Lamp:
     name = "Authentication"
     auth = settings.webhook.auth
+    if weak := next(weak_secrets(auth), None):
+        return Lamp(name, Light.WAITING, str(weak))
     if auth.is_set:
         joint = " or " if auth.require == "any" else " and "
         return Lamp(name, Light.OK, f"who posts is known by {joint.join(methods(auth))}")

@@ -2,7 +2,7 @@
 
 common.py    what every command shares
 show.py      tables, colours and progress bars
-running.py   run, check, healthy, install-service, password, version
+running.py   run, check, healthy, install-service, password, secret, version
 asking.py    status, doctor, replay, completion
 trying.py    simulate, tail
 letters.py   dead-letters
@@ -45,6 +45,7 @@ for _command in (
     running.healthy,
     running.install_service,
     running.password,
+    running.secret,
     asking.completion,
     running.version,
 ):

@@ -1,4 +1,4 @@
-"""To run the bridge: `run`, `check`, `install-service`, `password`, `version`."""
+"""To run the bridge: `run`, `check`, `healthy`, `install-service`, `password`, `secret`, `version`."""
 
 from __future__ import annotations
 
@@ -69,11 +69,15 @@ def _print_guide(ready: Ready, loaded: Loaded, config: Path | None) -> None:
 @click.command(short_help="Check the settings and print those in force.")
 @config_option
 def check(config: Path | None) -> None:
-    """Check the settings and print those in force, secrets hidden."""
+    """Check the settings and print those in force, secrets hidden; secrets that look easy to guess are named."""
     with explained():
         from bridge.check import report
+        from bridge.strength import weak_secrets
 
-        click.echo(report(load(config)), nl=False)
+        loaded = load(config)
+        click.echo(report(loaded), nl=False)
+        for weak in weak_secrets(loaded.settings.webhook.auth):
+            click.echo(f"whatsapp2mqtt: {weak}", err=True)
 
 
 @click.command(short_help="Say by its exit code whether the bridge is well.")
@@ -125,6 +129,28 @@ def password() -> None:
     if not SHORTEST_PASSWORD <= len(found) <= LONGEST_PASSWORD:
         fail(f"choose a password of {SHORTEST_PASSWORD} characters or more, and of {LONGEST_PASSWORD} at most")
     click.echo(f'admin: {{password: "{generate_password_hash(found, method=PASSWORD_HASH)}"}}')
+
+
+@click.command(short_help="Print a new secret for the webhook.")
+@click.option("--guide/--no-guide", default=None, help="Print where it goes; by itself on a terminal.")
+def secret(guide: bool | None) -> None:
+    """Print a new secret for `webhook.auth` that nobody guesses, and where it goes; it is kept nowhere."""
+    from bridge.strength import make
+
+    made = make()
+    click.echo(made)
+    if sys.stdout.isatty() if guide is None else guide:
+        click.echo(
+            f"""
+It goes to two places, and nowhere else:
+  the settings  webhook: {{auth: {{path_token: [{made}]}}}}
+  the sender    https://<your host>/webhook/{made}
+
+Where the sender can send a header, set it as webhook.auth.header_token instead; it will do as password in
+webhook.auth.basic, and as webhook.auth.meta_verify_token, too. To replace one that is in use: add the new one to the
+list, restart, change it at the sender, remove the old one, restart.""",
+            err=True,
+        )
 
 
 @click.command(short_help="Print the versions that a bug report needs.")

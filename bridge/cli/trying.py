@@ -25,7 +25,10 @@ def _kinds(context: click.Context, parameter: click.Parameter, begun: str) -> li
 @click.option("--payload", default="open_gate", show_default=True, help="Of the button that is clicked.")
 @click.option("--text", default="Open the gate", show_default=True, help="On the button that is clicked.")
 @click.option("--sender", default="15550001234", show_default=True, help="The phone number of who clicks or receives.")
-@click.option("--url", help="The webhook's address, if it is not the one in the settings.")
+@click.option(
+    "--url",
+    help="Where to post, e.g. https://hook.example.org; path and secret come from the settings unless it has a path.",
+)
 def simulate(config: Path | None, kinds: tuple[str, ...], url: str | None, **options: str) -> None:
     """Post realistic callbacks to a running bridge.
 

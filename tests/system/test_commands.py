@@ -51,6 +51,9 @@ def test_every_command_and_option_has_its_sentence(name: str) -> None:
     assert f"whatsapp2mqtt {name}" in (ROOT / "README.md").read_text()
 
 
+GOOD = "dcVqzD2nX0tT7uKxO4gBf9yLs3RwPm6E"
+
+
 def test_version_names_what_a_bug_report_needs(make_bridge: MakeBridge) -> None:
     """Whoever helps must know which SQLite, HTTP server, MQTT client and broker are in use."""
     said = make_bridge().run("version")
@@ -90,6 +93,52 @@ def test_check_prints_what_is_in_force_and_hides_secrets(make_bridge: MakeBridge
     assert shown["mqtt"]["url"] == "mqtts://me:********@203.0.113.7"  # the environment has the last word
     assert f"max_age: 10m  # {file}:2" in said.stdout
     assert "path_token: ['********']  # WHATSAPP2MQTT_WEBHOOK__AUTH__PATH_TOKEN" in said.stdout
+
+
+def test_a_weak_secret_is_named_by_check_and_at_the_start_and_never_shown(make_bridge: MakeBridge) -> None:
+    """Whoever chose a word as secret learns it now, and not from whoever guessed it."""
+    bridge = make_bridge(webhook__auth__path_token=f"{GOOD},swordfish-2", webhook__auth__basic="user:swordfish-3")
+    said = bridge.run("check")
+    assert said.returncode == 0
+    first, second = said.stderr.splitlines()
+    assert first.startswith(
+        "whatsapp2mqtt: webhook.auth.path_token: the secret there (number 2 of 2) looks easy to guess"
+    )
+    assert second.startswith("whatsapp2mqtt: webhook.auth.basic: the secret there looks easy to guess")
+    assert "`whatsapp2mqtt secret` makes a better one" in first
+    yaml.safe_load(said.stdout)
+    bridge.start()
+    lines = [one for one in bridge.program.log if "easy to guess" in one["event"]]
+    assert [(one["level"], one["setting"], one["number"]) for one in lines] == [
+        ("warning", "webhook.auth.path_token", 2),
+        ("warning", "webhook.auth.basic", 1),
+    ]
+    assert "swordfish" not in said.stdout + said.stderr + bridge.program.said
+
+
+def test_secret_makes_one_that_is_good(make_bridge: MakeBridge) -> None:
+    """The remedy that every warning names must end the warning."""
+    bridge = make_bridge()
+    said = bridge.run("secret")
+    assert (said.returncode, said.stderr) == (0, "")  # in $(...) only the secret
+    made = said.stdout.strip()
+    assert made != bridge.run("secret").stdout.strip()
+    bridge.environment["WHATSAPP2MQTT_WEBHOOK__AUTH__PATH_TOKEN"] = made
+    assert bridge.run("check").stderr == ""
+    assert bridge.start().post(b"{}", path=f"/webhook/{made}").status == 200
+    assert not [one for one in bridge.program.log if "easy to guess" in one["event"]]
+
+
+def test_the_guide_of_secret_can_be_pasted(make_bridge: MakeBridge) -> None:
+    """A secret alone leaves open where it goes."""
+    bridge = make_bridge()
+    said = bridge.run("secret", "--guide")
+    made = said.stdout.strip()
+    line = next(line for line in said.stderr.splitlines() if "webhook: {auth:" in line)
+    file = bridge.folder / "settings.yaml"
+    file.write_text(line.partition("the settings")[2].strip())
+    assert "path_token: ['********']" in bridge.run("check", "--config", file).stdout
+    assert f"https://<your host>/webhook/{made}" in said.stderr
 
 
 def test_what_check_prints_is_a_file_that_can_be_used(make_bridge: MakeBridge) -> None:

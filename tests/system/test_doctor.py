@@ -93,7 +93,7 @@ def test_it_looks_at_a_bridge_that_does_not_run(make_bridge: MakeBridge) -> None
 def test_for_people_it_says_what_to_do(make_bridge: MakeBridge) -> None:
     """A verdict without a remedy is a riddle."""
     said = make_bridge().run("doctor").stdout
-    assert "! warning  authentication: nothing says who may post\n    → set webhook.auth.path_token" in said
+    assert "! warning  authentication: nothing says who may post\n    → before the webhook can be" in said
 
 
 # --- settings, files and disk ----------------------------------------------------------------------------------------
@@ -103,6 +103,16 @@ def test_wrong_settings_are_trouble(make_bridge: MakeBridge) -> None:
     """Everything else would be looked at with the wrong ones."""
     found = examined(make_bridge(webhook__workers="many"), code=2)
     assert "is no whole number" in only(found, "settings", "trouble")["words"]
+
+
+def test_a_secret_that_can_be_guessed_is_told_and_not_shown(make_bridge: MakeBridge) -> None:
+    """What stands in front of the gate is this secret alone."""
+    found = examined(make_bridge(webhook__auth__path_token="swordfish-1"), code=0)
+    told = only(found, "authentication", "warning")
+    assert "webhook.auth.path_token" in told["words"]
+    assert "`whatsapp2mqtt secret`" in told["remedy"]
+    assert only(found, "authentication", "ok")
+    assert "swordfish" not in str(found)
 
 
 def test_settings_that_all_can_read_are_told(make_bridge: MakeBridge, tmp_path: Path) -> None:

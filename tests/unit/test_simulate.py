@@ -207,18 +207,34 @@ class TestPosting:
 
     @pytest.mark.parametrize(
         ("behind", "path"),
-        [("/webhook", "/webhook"), ("/webhook?a=b&c=%20", "/webhook?a=b&c=%20"), ("", "/"), ("/other", "/other")],
+        [
+            ("", "/webhook"),
+            ("/", "/webhook"),
+            ("/webhook", "/webhook"),
+            ("/webhook?a=b&c=%20", "/webhook?a=b&c=%20"),
+            ("?a=b", "/webhook?a=b"),
+            ("/other", "/other"),
+            ("/webhook/", "/webhook/"),
+        ],
     )
-    def test_a_url_is_used_as_it_is(self, behind: str, path: str) -> None:
+    def test_a_url_is_used_as_it_is_and_without_a_path_gets_the_settings(self, behind: str, path: str) -> None:
         """Through the tunnel, with its own path and query: just what the vendor will call."""
         with serving() as bridge:
             url = f"http://{bridge.settings.webhook.listen}{behind}"
-            if path.startswith("/webhook"):
+            if path.startswith("/webhook") and path != "/webhook/":
                 assert list(post(Settings(), ("read",), url=url))
             else:
                 with pytest.raises(SimulationError, match="the bridge answered 404"):
                     list(post(Settings(), ("read",), url=url))
         assert bridge.paths == [path]
+
+    @pytest.mark.parametrize("behind", ["", "/", "/webhook"])
+    def test_the_secret_of_the_path_need_not_stand_in_the_url(self, behind: str) -> None:
+        """On a command line everybody on the machine can read it, and the shell writes it into its history."""
+        with serving(EVERYTHING) as bridge:
+            url = f"http://{bridge.settings.webhook.listen}{behind}"
+            assert list(post(bridge.settings, ("read",), url=url))
+        assert bridge.paths == ["/webhook/right-token"]
 
 
 class TestTrouble:
