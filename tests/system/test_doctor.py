@@ -93,7 +93,7 @@ def test_it_looks_at_a_bridge_that_does_not_run(make_bridge: MakeBridge) -> None
 def test_for_people_it_says_what_to_do(make_bridge: MakeBridge) -> None:
     """A verdict without a remedy is a riddle."""
     said = make_bridge().run("doctor").stdout
-    assert "! warning  authentication: nothing says who may post\n    → before the webhook can be" in said
+    assert "! warning  authentication: nothing says who may post\n    → set webhook.auth.path_token" in said
 
 
 # --- settings, files and disk ----------------------------------------------------------------------------------------
