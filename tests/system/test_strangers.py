@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import http.client
 import itertools
 import json
@@ -232,7 +233,9 @@ def test_the_token_in_the_path_is_nowhere(make_bridge: MakeBridge) -> None:
 def test_setup_shows_it_to_whoever_asks_there(make_bridge: MakeBridge) -> None:
     """It is the one place where the address can be copied from; and no other place may be taken for it."""
     bridge = make_bridge(webhook__auth__path_token=TOKEN).start()
-    assert TOKEN not in ask(bridge, "/setup").text
+    before = ask(bridge, "/setup").text
+    assert TOKEN not in before
+    assert "webhook.auth.path_token: the secret there looks easy to guess" in html.unescape(before)
     origin = bridge.program.wait_log("starting")["page"].rstrip("/")
     assert TOKEN in ask(bridge, "/setup", "POST", Origin=origin).text
 
