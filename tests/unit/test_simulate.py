@@ -134,7 +134,10 @@ def serving(auth: Auth | None = None, host: str = "127.0.0.1", told: str | None 
 
     def noted(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         bridge.paths.append(environ["PATH_INFO"] + (f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else ""))
-        return app(environ, start_response)
+        # This server closes each connection by itself, and takes no word about it from an application.
+        return app(
+            environ, lambda line, headers: start_response(line, [one for one in headers if one[0] != "Connection"])
+        )
 
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
