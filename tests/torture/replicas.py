@@ -295,8 +295,8 @@ class Replica(Bridge):
             "journal.replica": name,
             "webhook.listen": f"{self.host}:{self.port}",
             "webhook.auth.anyone_may_post": "true",
-            # A page beyond loopback wants a password; the proxy asks those that are here whether they are ready.
-            "admin.listen": "off" if there else f"127.0.0.1:{self.admin}",
+            "admin.listen": f"{self.host}:{self.admin}",
+            **({"admin.trusted_proxies": HERE, "admin.hosts": "localhost"} if there else {}),
             "mqtt.keepalive": "5s",
         }
 
@@ -320,14 +320,13 @@ class Haproxy:
     def __init__(self, folder: Path, replicas: dict[str, Replica]) -> None:
         self.port = free_port()
         servers = "".join(
-            f"  server {name} {replica.host}:{replica.port} "
-            + (f"check port {replica.admin} inter 500\n" if replica.host == "127.0.0.1" else "\n")
+            f"  server {name} {replica.host}:{replica.port} check port {replica.admin} inter 500\n"
             for name, replica in replicas.items()
         )
         self._file = folder / "haproxy.cfg"
         self._file.write_text(
-            "defaults\n  mode http\n  timeout connect 300ms\n  timeout client 10s\n  timeout server 8s\n"
-            "  retries 2\n  option redispatch 1\n"
+            "defaults\n  mode http\n  timeout connect 300ms\n  timeout client 10s\n  timeout server 3s\n"
+            "  timeout check 500ms\n  retries 2\n  option redispatch 1\n"
             f"frontend door\n  bind 127.0.0.1:{self.port}\n  default_backend bridges\n"
             f"backend bridges\n  balance roundrobin\n  option httpchk\n"
             f"  http-check send meth GET uri /readyz ver HTTP/1.1 hdr Host localhost\n{servers}"
@@ -393,7 +392,9 @@ class Load:
 
     def wait_some(self) -> None:
         """Until most of what is allowed was answered."""
-        wait_until(lambda: self.posted >= self._allowed - self._part // 5, "the replicas that are left take callbacks")
+        wait_until(
+            lambda: self.posted >= self._allowed - self._part // 5, "the replicas that are left take callbacks", 180
+        )
 
     def _may(self) -> bool:
         with self._change:
