@@ -473,6 +473,13 @@ class Database:
         return tuple(unquote(host) for host in found if host)
 
     @property
+    def unprotected(self) -> str | None:
+        """A server on another machine to which nothing says whether the way there is encrypted; None: there is none."""
+        if "sslmode" in self.parameters:
+            return None
+        return next((host for host in self.hosts if not host.startswith("/") and not is_loopback(host)), None)
+
+    @property
     def parameters(self) -> dict[str, str]:
         """What stands behind `?`."""
         return {name: values[-1] for name, values in parse_qs(urlsplit(self.url).query).items()}
@@ -483,9 +490,20 @@ class Database:
         return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def unprotected(host: str) -> str:
+    """Why a database there is refused, and what to write."""
+    return (
+        f"what is stored would go to {host} as that server likes it; add ?sslmode=verify-full "
+        "(with sslrootcert=/path/ca.pem), or ?sslmode=disable to say that the network between is your own"
+    )
+
+
 def hide_passwords(written: object) -> object:
     """A database's address as it was written, its passwords hidden."""
     return re.sub(r"([?&](?:ssl)?password=)[^&]*", rf"\1{HIDDEN}", str(hide_password(written)))
+
+
+_NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 
 
 def journal_url(value: object) -> Path | Database | None:
@@ -500,6 +518,11 @@ def journal_url(value: object) -> Path | Database | None:
             parts = None
         if parts is None or not written.isprintable() or " " in written:
             raise Invalid("is no database; write e.g. postgresql://user@host:5432/whatsapp2mqtt")
+        # libpq would take the rest of such a password for a host or a database, and say it in its errors.
+        if parts.netloc.count("@") > 1 or "@" in parts.path or parts.fragment or re.search(_NO_ESCAPE, written):
+            raise Invalid(
+                "has a character in user or password that must be written %40 (@), %2F (/), %23 (#) or %25 (%)"
+            )
         if not parts.path.strip("/"):
             raise Invalid("names no database; write e.g. postgresql://user@host:5432/whatsapp2mqtt")
         return Database(written)
@@ -510,6 +533,27 @@ def journal_url(value: object) -> Path | Database | None:
             "or postgresql://user@host/database"
         )
     return Path(match[1].replace("//", "/"))
+
+
+def database_of(written: str, password: str | None = None) -> Database:
+    """A database as a command names it.
+
+    Args:
+        written: Its address.
+        password: If it does not stand there.
+
+    Raises:
+        ConfigError: It is none, or what goes there would not be protected. The message shows no password.
+    """
+    try:
+        found = journal_url(written)
+    except Invalid as error:
+        raise ConfigError([f"the database's address {error}"]) from None
+    if not isinstance(found, Database):
+        raise ConfigError(["the database's address is none; write e.g. postgresql://user@host:5432/whatsapp2mqtt"])
+    if host := found.unprotected:
+        raise ConfigError([f"{found}: {unprotected(host)}"])
+    return dataclasses.replace(found, password=password)
 
 
 # --- the settings ------------------------------------------------------------------------------------------------
@@ -1179,14 +1223,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
                 "use mqtts:// (or wss://), or say mqtt.allow_password_in_the_clear: true"
             )
     database = settings.database
-    if database is not None and "sslmode" not in database.parameters:
-        for host in database.hosts:
-            if not host.startswith("/") and not is_loopback(host):
-                yield (
-                    f"journal.url: what is stored would go to {host} as that server likes it; add ?sslmode=verify-full "
-                    "(with sslrootcert=/path/ca.pem), or ?sslmode=disable to say that the network between is your own"
-                )
-                break
+    if database is not None and (host := database.unprotected):
+        yield f"journal.url: {unprotected(host)}"
     if settings.journal.password is not None and database is None:
         yield "journal.password: is for postgresql:// only; leave it out"
     admin = settings.admin

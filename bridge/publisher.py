@@ -323,6 +323,7 @@ class Publisher:
         self._ready_at = 0.0
         self._listening = False  # for the checkpoint
         self._checkpoints: dict[str, int] = {}  # the broker's, by topic
+        self._former: int | None = None  # that of a bridge alone, before there were several
         self._checkpointed = -1  # ours
         self._checkpointed_at = 0.0
         self._restore: tuple[int, str] | None = None  # the ledger is being restored, up to here so far
@@ -633,7 +634,7 @@ class Publisher:
     def _announce(self) -> None:
         """Say who is there, in a text of its own each time, so that it is known again when it comes back."""
         self._greeting = Greeting.ANNOUNCING
-        self._checkpoints, self._listening = {}, True
+        self._checkpoints, self._former, self._listening = {}, None, True
         self._announcement = orjson.dumps(
             {
                 **self._settings.info,
@@ -648,7 +649,11 @@ class Publisher:
 
     def _ask(self, now: float) -> None:
         self._asked_at = now
-        self._connected().subscribe(*map(self._full, (*self._part.checkpoints, self._part.info)))
+        # A bridge alone may have had this journal before: what it told the broker holds for each partition.
+        checkpoints = dict.fromkeys(
+            (*self._part.checkpoints, topics.BRIDGE_CHECKPOINT) if self._part.checkpoints else ()
+        )
+        self._connected().subscribe(*map(self._full, (*checkpoints, self._part.info)))
 
     def _hear(self, topic: str, payload: bytes, *, retained: bool) -> None:
         """What the broker has for us: our announcement, the last checkpoint, a sign of Home Assistant, a request."""
@@ -656,7 +661,7 @@ class Publisher:
         if below == self._part.info:
             if self._greeting is Greeting.PROBING and payload == self._announcement:
                 self._be_ready()
-        elif below in self._part.checkpoints:
+        elif below == topics.BRIDGE_CHECKPOINT or below in self._part.checkpoints:
             if self._listening:
                 self._note_checkpoint(below, payload)
         elif below in self._part.follows:
@@ -671,7 +676,10 @@ class Publisher:
             checkpoint = orjson.loads(payload)
             place = int(checkpoint["seq"])
             if checkpoint["journal"] == self._identity and 0 <= place <= max(self._fetched, self._part.ahead):
-                self._checkpoints[topic] = place
+                if topic in self._part.checkpoints:
+                    self._checkpoints[topic] = place
+                else:
+                    self._former = place
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             pass  # not one of ours: as good as none
 
@@ -730,14 +738,17 @@ class Publisher:
                 self._ask(now)
             return False
         self._listening = False
-        self._restore = (self._checkpoint or 0, LAST_TOPIC)
+        checkpoint = self._checkpoint
+        if checkpoint is None and self._former is not None:
+            checkpoint = min((self._former, *self._checkpoints.values()))
+        self._restore = (checkpoint or 0, LAST_TOPIC)
         if self._checkpoint is not None:
             self._checkpointed = self._checkpoint
         if self._report and not self._reports:
             self._reports.append(self._report)
         try:
             # What was taken off the broker since may stand there again.
-            self._journal.clear_again(self._checkpoint or 0)
+            self._journal.clear_again(checkpoint or 0)
             self._is_clearing = True
         except BrokenStorageError:
             raise

@@ -6,14 +6,15 @@ running.py   run, check, healthy, install-service, password, secret, version
 asking.py    status, doctor, replay, completion
 trying.py    simulate, tail
 letters.py   dead-letters
-keeping.py   backup, restore, clean, forget, migrate-settings
+keeping.py   backup, restore, clean, forget
+moving.py    migrate-settings, migrate-journal
 """
 
 from __future__ import annotations
 
 import click
 
-from bridge.cli import asking, keeping, letters, running, trying
+from bridge.cli import asking, keeping, letters, moving, running, trying
 
 
 class InOrder(click.Group):
@@ -41,7 +42,8 @@ for _command in (
     keeping.restore,
     keeping.clean,
     keeping.forget,
-    keeping.migrate_settings,
+    moving.migrate_settings,
+    moving.migrate_journal,
     running.healthy,
     running.install_service,
     running.password,

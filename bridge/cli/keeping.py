@@ -1,4 +1,4 @@
-"""To keep what there is, or take it away: `backup`, `restore`, `clean`, `migrate-settings`."""
+"""To keep what there is, or take it away: `backup`, `restore`, `clean`, `forget`."""
 
 from __future__ import annotations
 
@@ -175,21 +175,3 @@ def forget(config: Path | None, who: str, dry_run: bool, as_json: bool) -> None:
             )
         if settings.database is not None and report.removed:
             click.echo("The database's own write-ahead log and backups are beyond this command.")
-
-
-@click.command("migrate-settings", short_help="Bring the settings file to today's names.")
-@config_option
-def migrate_settings(config: Path | None) -> None:
-    """Write the settings file with today's names, where an older version had others.
-
-    Values, comments and order stay, and the file as it was is kept beside it.
-    """
-    with explained():
-        from bridge.migrate import migrate
-
-        if config is None:
-            fail("name the settings file with --config", EXIT_SETTINGS)
-        renamed, kept = migrate(config)
-        for one in renamed:
-            click.echo(f"{config}:{one.line}: {'.'.join(one.old)} is {'.'.join(one.new)} now")
-        click.echo(f"the file as it was is kept as {kept}" if kept else f"{config}: all names in it are today's")

@@ -431,6 +431,7 @@ def restore(copy: Path, path: Path) -> Path | None:
             _copy(source, fresh)
         with _opened(fresh, apsw.SQLITE_OPEN_READWRITE) as target:
             target.execute("UPDATE facts SET value = lower(hex(randomblob(8))) WHERE name = 'journal'")
+            target.execute("DELETE FROM facts WHERE name = ?", (journal.MOVED,))
         aside = _set_aside(path, "before-restore")
         fresh.replace(path)
     except apsw.Error as error:

@@ -84,6 +84,8 @@ START_PATIENCE, START_PAUSE = 30.0, 0.5
 MEASURE_EVERY = 1.0
 #: Bytes that `try_to_store` stores.
 A_CALLBACK = 64 * 1024
+#: What the schema says of itself, behind its version, while a journal is moved into it: nobody else uses it then.
+UNFINISHED = "unfinished"
 
 # What a connection has to say is said in our words.
 logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
@@ -149,22 +151,9 @@ class PostgresqlJournal:
                 raise JournalError(f"journal {self._database}: {words(error)}") from error
 
     def _migrate(self, db: psycopg.Connection[Any]) -> None:
-        schema = self._database.schema
         with db.transaction():
-            db.execute(sql.MIGRATION_TURN, (schema,))
-            version = schema_version(db, self._database)
-            if version > len(sql.MIGRATIONS):
-                raise JournalError(
-                    f"journal {self._database}: was written by a newer version (schema {version}, this one knows "
-                    f"{len(sql.MIGRATIONS)}); install that version again, or set journal.url to another database"
-                )
-            if version == len(sql.MIGRATIONS):
-                return
-            if version == 0:
-                db.execute(f'CREATE SCHEMA "{schema}"'.encode())
-            for script in sql.MIGRATIONS[version:]:
-                db.execute(script.encode())
-            db.execute(f"COMMENT ON SCHEMA \"{schema}\" IS 'whatsapp2mqtt {len(sql.MIGRATIONS)}'".encode())
+            db.execute(sql.MIGRATION_TURN, (self._database.schema,))
+            bring_up(db, self._database, schema_version(db, self._database))
 
     def __enter__(self) -> Self:
         """Be ready to connect."""
@@ -777,18 +766,60 @@ def schema_version(db: psycopg.Connection[Any], database: Database) -> int:
     """Of the journal's schema; 0: there is none.
 
     Raises:
+        JournalError: A schema of this name is another program's, or a journal is still being moved into it.
+    """
+    version, is_whole = schema_state(db, database)
+    if not is_whole:
+        raise JournalError(
+            f"journal {database}: a journal was not moved into it to the end; run `whatsapp2mqtt migrate-journal` "
+            "again, it goes on where it stopped"
+        )
+    return version
+
+
+def schema_state(db: psycopg.Connection[Any], database: Database) -> tuple[int, bool]:
+    """The version of the journal's schema (0: there is none), and whether all is in it that is to be moved into it.
+
+    Raises:
         JournalError: A schema of this name is another program's.
     """
     if not first(db.execute(sql.SCHEMA_EXISTS, (database.schema,))):
-        return 0
+        return 0, True
     said = str(first(db.execute(sql.SCHEMA_VERSION, (database.schema,))) or "")
-    program, _, version = said.partition(" ")
-    if program != "whatsapp2mqtt" or not version.isdecimal():
+    program, _, rest = said.partition(" ")
+    version, _, state = rest.partition(" ")
+    if program != "whatsapp2mqtt" or not version.isdecimal() or state not in ("", UNFINISHED):
         raise JournalError(
             f"journal {database}: the schema {database.schema} there is not the bridge's; "
             "set journal.url to a database of its own"
         )
-    return int(version)
+    return int(version), not state
+
+
+def bring_up(db: psycopg.Connection[Any], database: Database, version: int) -> None:
+    """Make the schema, or bring it from a version to this one, within a transaction.
+
+    Raises:
+        JournalError: A newer version of the bridge made it.
+    """
+    if version > len(sql.MIGRATIONS):
+        raise JournalError(
+            f"journal {database}: was written by a newer version (schema {version}, this one knows "
+            f"{len(sql.MIGRATIONS)}); install that version again, or set journal.url to another database"
+        )
+    if version == len(sql.MIGRATIONS):
+        return
+    if version == 0:
+        db.execute(f'CREATE SCHEMA "{database.schema}"'.encode())
+    for script in sql.MIGRATIONS[version:]:
+        db.execute(script.encode())
+    note_version(db, database)
+
+
+def note_version(db: psycopg.Connection[Any], database: Database, state: str = "") -> None:
+    """Note that the schema is of this version, and in which state."""
+    said = f"whatsapp2mqtt {len(sql.MIGRATIONS)} {state}".rstrip()
+    db.execute(f"COMMENT ON SCHEMA \"{database.schema}\" IS '{said}'".encode())
 
 
 def check_version(version: int, database: Database) -> None:

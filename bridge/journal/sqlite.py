@@ -65,6 +65,9 @@ SLICE = 1_000
 #: How long a writer waits for another one, in milliseconds.
 BUSY_TIMEOUT = 5_000
 
+#: The fact that says to which database the journal was moved.
+MOVED = "moved"
+
 # Each script brings the schema from the version of its place (0: an empty file) to the next.
 MIGRATIONS = (
     """
@@ -238,6 +241,7 @@ class SqliteJournal:
             with self._connection(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) as db:
                 self._path.chmod(0o600)  # it holds phone numbers
                 self._migrate(db)
+                self._check_here(db)
                 self._note_boot(db)
         except OSError as error:
             raise JournalError(
@@ -263,6 +267,7 @@ class SqliteJournal:
             raise JournalError(f"journal {self._path}: {words}") from error
         if version != len(MIGRATIONS):
             self.__exit__()
+            self._refuse_newer(version)
             raise JournalError(
                 f"journal {self._path}: has schema {version} instead of {len(MIGRATIONS)}; start the bridge"
             )
@@ -310,15 +315,18 @@ class SqliteJournal:
     def _migrate(self, db: apsw.Connection) -> None:
         with _immediately(db):
             version = db.pragma("user_version")
-            if version > len(MIGRATIONS):
-                raise JournalError(
-                    f"journal {self._path}: was written by a newer version (schema {version}, this one knows "
-                    f"{len(MIGRATIONS)}); {self._way_back()}"
-                )
+            self._refuse_newer(version)
             for script in MIGRATIONS[version:]:
                 db.execute(script)
             db.pragma("application_id", APPLICATION_ID)
             db.pragma("user_version", len(MIGRATIONS))
+
+    def _refuse_newer(self, version: int) -> None:
+        if version > len(MIGRATIONS):
+            raise JournalError(
+                f"journal {self._path}: was written by a newer version (schema {version}, this one knows "
+                f"{len(MIGRATIONS)}); {self._way_back()}"
+            )
 
     def _way_back(self) -> str:
         kept = old_version(self._path, len(MIGRATIONS))
@@ -329,6 +337,15 @@ class SqliteJournal:
             f"install that version again, or go back to the journal as it was on {since}, without what came since: "
             f"`whatsapp2mqtt restore {shlex.quote(str(kept))}`"
         )
+
+    def _check_here(self, db: apsw.Connection) -> None:
+        """Raise JournalError for what goes on elsewhere: from here, its updates would be told a second time."""
+        moved = db.execute("SELECT value FROM facts WHERE name = ?", (MOVED,)).get
+        if moved is not None:
+            raise JournalError(
+                f"journal {self._path}: was moved to {moved}; set journal.url to that, or go back to the journal as it "
+                f"was then, without what came since: `whatsapp2mqtt restore {shlex.quote(str(self._path))}`"
+            )
 
     def _note_boot(self, db: apsw.Connection) -> None:
         """Remember where this boot begins (seconds since boot mean nothing across boots), and that it is in use."""

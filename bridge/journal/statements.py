@@ -569,3 +569,22 @@ WHERE %(before)s::bigint IS NULL OR id < %(before)s ORDER BY id DESC LIMIT %(lim
 """
 OLDEST_LETTERS = "SELECT id FROM dead_letters WHERE id > %s AND id <= %s ORDER BY id LIMIT %s"
 COUNT_LETTERS = "SELECT count(*), coalesce(max(id), 0) FROM dead_letters"
+
+# --- moving a journal in -----------------------------------------------------------------------------------------
+
+#: As `PRESENT`, where there may be no schema yet; the server needs a moment to notice that one was killed.
+ALONE = "SELECT pg_advisory_lock(2001810035, hashtext(%s))"
+HOLDS_ANYTHING = """
+SELECT EXISTS (SELECT FROM updates) OR EXISTS (SELECT FROM ledger) OR EXISTS (SELECT FROM dead_letters)
+    OR EXISTS (SELECT FROM learned) OR EXISTS (SELECT FROM discoveries) OR (SELECT is_called FROM places)
+"""
+EMPTY = "TRUNCATE updates, ledger, ticks, dead_letters, learned, discoveries, boots, facts"
+DATABASE_TIME = "SELECT extract(epoch FROM clock_timestamp())"
+SETTLE_ALL = "UPDATE partitions SET settled = %s"
+#: Places and numbers of dead letters go on behind these; 0: none was given.
+GO_ON_COUNTING = """
+SELECT setval('places', greatest(1, %(places)s::bigint), %(places)s > 0),
+       setval(pg_get_serial_sequence('dead_letters', 'id'), greatest(1, %(letters)s::bigint), %(letters)s > 0)
+"""
+#: Its plans and its size follow what it knows of its tables.
+ANALYZE = "ANALYZE updates, ledger, dead_letters"

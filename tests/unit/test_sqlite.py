@@ -136,7 +136,7 @@ class TestOpening:
         database(path, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
         with pytest.raises(JournalError, match=r"was written by a newer version \(schema 2, this one knows 1\)"):
             SqliteJournal(path).create()
-        with pytest.raises(JournalError, match="has schema 2 instead of 1; start the bridge"), SqliteJournal(path):
+        with pytest.raises(JournalError, match="was written by a newer version"), SqliteJournal(path):
             pass
 
     def test_a_journal_of_another_schema_is_not_left_open(self, path: Path) -> None:
