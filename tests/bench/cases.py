@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.bench import scaling
 from tests.bench.ground import LARGE, Shelf, ground, remember
 from tests.bench.load import Plan, body, run
 from tests.bench.measure import Figures, measure, seen
@@ -141,6 +142,9 @@ def cases(node_red: Path | None, size: Size, shelf: Shelf) -> dict[str, Case]:
             "raw paho": lambda: _writer("paho", size.topics, "states", size),
         },
     )
+    found["receivers"] = Case("so many receivers of one bridge, 32 connections each", scaling.receivers(size))
+    found["batches"] = Case("so many updates in a commit, without HTTP and broker", scaling.batches(size))
+    found["appenders"] = Case("so many processes that store 100 updates in a commit", scaling.appenders(size))
     found["idle"] = Case("start, memory and use of the processor at rest", {"bridge": lambda: _idle(size)})
     return found
 
