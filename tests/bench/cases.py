@@ -225,7 +225,7 @@ def _writer(way: str, updates: int, which: str, size: Size) -> Figures:
     """As many updates, as the bridge would publish them, by a peer that keeps nothing."""
     with ground() as (_, broker), Watcher(broker.port, STATES, size.linger) as watcher:
         command = [sys.executable, "-m", "tests.bench.writer", way, str(broker.port), str(updates), which]
-        seconds = float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        seconds = float(subprocess.run(command, capture_output=True, check=True, text=True, timeout=300).stdout)
         expected = body("d", 0, updates)[0]
         return {"rate": updates / seconds, **seen(watcher, dict.fromkeys(expected))}
 
