@@ -653,7 +653,9 @@ class Publisher:
         checkpoints = dict.fromkeys(
             (*self._part.checkpoints, topics.BRIDGE_CHECKPOINT) if self._part.checkpoints else ()
         )
-        self._connected().subscribe(*map(self._full, (*checkpoints, self._part.info)))
+        # QoS 0: what gets lost is asked for again. For a subscription with QoS 1 a NATS cluster sets up a consumer on
+        # several nodes, and where one has just died that took longer than the patience here, over and over.
+        self._connected().subscribe(*map(self._full, (*checkpoints, self._part.info)), qos=0)
 
     def _hear(self, topic: str, payload: bytes, *, retained: bool) -> None:
         """What the broker has for us: our announcement, the last checkpoint, a sign of Home Assistant, a request."""
@@ -702,11 +704,11 @@ class Publisher:
         if self._discovery is not None:
             self._discovery.connected()
             if self._discovery.enabled:
-                self._connected().subscribe(self._discovery.birth_topic)
+                self._connected().subscribe(self._discovery.birth_topic, qos=0)
         if self.requests is not None:
             self.requests.subscribe(self._connected(), self._settings.base_topic)
         if self._part.follows:
-            self._connected().subscribe(*map(self._full, self._part.follows))
+            self._connected().subscribe(*map(self._full, self._part.follows), qos=0)
         self._shown = None
         newest = {progress.stored.topic: seq for seq, progress in self._window.items() if progress.stored.advances}
         latest = {progress.stored.kind: seq for seq, progress in self._window.items() if progress.holds_last}

@@ -107,7 +107,8 @@ class FakeConnection:
         self.most_in_flight = max(self.most_in_flight, len([sent for sent in self.sent if not sent.acknowledged]))
         return len(self.sent)
 
-    def subscribe(self, *topics: str) -> int:
+    def subscribe(self, *topics: str, qos: int) -> int:
+        assert qos == 0, "a NATS cluster whose node has died makes what QoS 1 needs too late"
         self.asked += 1
         for topic in topics:
             if topic in self.broker.retained and self.broker.gives_back:
