@@ -115,7 +115,10 @@ def install_service(dry_run: bool, uninstall: bool) -> None:
 
 
 @click.command(short_help="Make the page's password, as a line of settings.")
-def password() -> None:
+@click.option(
+    "--hash", "hash_alone", is_flag=True, help="Print the hash alone, for WHATSAPP2MQTT_ADMIN__PASSWORD_FILE."
+)
+def password(hash_alone: bool) -> None:
     """Ask for the page's password, and print the line for the settings file.
 
     Where no terminal is, it is the first line of what is piped in.
@@ -128,7 +131,8 @@ def password() -> None:
         found = sys.stdin.readline().rstrip("\r\n")
     if not SHORTEST_PASSWORD <= len(found) <= LONGEST_PASSWORD:
         fail(f"choose a password of {SHORTEST_PASSWORD} characters or more, and of {LONGEST_PASSWORD} at most")
-    click.echo(f'admin: {{password: "{generate_password_hash(found, method=PASSWORD_HASH)}"}}')
+    hashed = generate_password_hash(found, method=PASSWORD_HASH)
+    click.echo(hashed if hash_alone else f'admin: {{password: "{hashed}"}}')
 
 
 @click.command(short_help="Print a new secret for the webhook.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 from prometheus_client.parser import text_string_to_metric_families
-from werkzeug.security import generate_password_hash
+from werkzeug.security import check_password_hash, generate_password_hash
 
 from tests.system.conftest import MakeBridge
 from tests.system.support import PATIENCE, Answer, Bridge, status
@@ -216,6 +216,22 @@ def test_the_password_command_prints_a_line_that_the_settings_take(tmp_path: Pat
     file.write_text(result.stdout)
     assert yaml.safe_load(file.read_text())["admin"]["password"] == load(file, environ={}).settings.admin.password
     assert CliRunner().invoke(main, ["password"], input="short\nshort\n").exit_code == 1
+
+
+def test_the_hash_alone_is_made_in_a_pipe_for_a_file(tmp_path: Path) -> None:
+    """Containers are given secrets as files, which a script makes."""
+    from click.testing import CliRunner
+
+    from bridge.cli import main
+    from bridge.config import load
+
+    result = CliRunner().invoke(main, ["password", "--hash"], input="correct horse\n")
+    file = tmp_path / "page_hash"
+    file.write_text(result.stdout)
+    settings = load(None, environ={"WHATSAPP2MQTT_ADMIN__PASSWORD_FILE": str(file)}).settings
+    assert settings.admin.password is not None
+    assert check_password_hash(settings.admin.password, "correct horse")
+    assert CliRunner().invoke(main, ["password", "--hash"], input="short\n").exit_code == 1
 
 
 def test_every_metric_is_documented(bridge: Bridge) -> None:
