@@ -19,6 +19,7 @@ BROUGHT = {
     "LICENSE": "LICENSE",
     "config.example.yaml": "config.example.yaml",
     "compose.yaml": "compose.yaml",
+    "compose.scale.yaml": "compose.scale.yaml",
     "addon/DOCS.md": "home-assistant-app.md",
 }
 

@@ -132,6 +132,23 @@ class Server:
             cursor = db.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def show(self, certificate: Path, key: Path) -> None:
+        """Take connections with TLS, too, with this certificate (PEM)."""
+        for name, file in (("server.crt", certificate), ("server.key", key)):
+            kept = Path(self._data) / name
+            kept.write_bytes(file.read_bytes())
+            kept.chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(kept, "postgres", "postgres")
+        self.execute("ALTER SYSTEM SET ssl = on")
+        self.execute("SELECT pg_reload_conf()")
+
+    def ask_password_of(self, role: str) -> None:
+        """Let this role in only with its password; all others come in without."""
+        rules = Path(self._data) / "pg_hba.conf"
+        rules.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+        self.execute("SELECT pg_reload_conf()")
+
     def new_database(self) -> Database:
         """An empty database."""
         name = f"home{next(self._numbers)}"

@@ -314,6 +314,7 @@ class Subscriber:
     username: str | None = None
     password: str | None = None
     heard: list[Heard] = field(default_factory=list)
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         self._news = threading.Condition()
@@ -327,7 +328,7 @@ class Subscriber:
         )
 
     def __enter__(self) -> Self:
-        self._client.connect("127.0.0.1", self.port)
+        self._client.connect(self.host, self.port)
         self._client.loop_start()
         with self._news:
             assert self._news.wait_for(lambda: self._subscribed, PATIENCE), "the broker never answered"
