@@ -161,13 +161,13 @@ class Mosquitto(Watched):
     def forget(self) -> None:
         """Lose all that it kept; only while it is stopped."""
         (self._folder / "mosquitto.db").unlink(missing_ok=True)
+
     def save(self) -> None:
         """Have it write to disk all that it has so far; it is there once it has answered something else."""
         assert self._process is not None
         before = len(self.said)
         self._process.send_signal(signal.SIGUSR1)
         self.wait_for(lambda: any("Saving in-memory database" in line for line in self.said[before:]))
-
 
     def allow(self, *acl: str) -> None:
         """Write the ACL file; heeded at the start and by `reload`."""
