@@ -92,7 +92,7 @@ def goals(report: Report) -> list[dict[str, str]]:
                 "about": goal.about,
                 "least": f"{sign} {goal.least:g}{goal.unit}",
                 "aim": f"{goal.aim:g}{goal.unit}",
-                "measured": f"{number(found['median'])}{goal.unit}" if found else "not measured yet",
+                "measured": f"{number(found['median'])}{goal.unit}" if found else "",
                 "spread": f"{number(found['min'])} to {number(found['max'])}" if found else "",
                 "reached": goal.reached(found["median"]) if found else "",
             }

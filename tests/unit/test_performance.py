@@ -9,7 +9,7 @@ import pytest
 
 from tests.bench.cases import Size, cases
 from tests.bench.ground import Shelf
-from tests.bench.report import Goal, headline, page
+from tests.bench.report import GOALS, Goal, headline, page
 
 ROOT = Path(__file__).parents[2]
 MEASURED = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))
@@ -19,6 +19,12 @@ def test_what_was_measured_are_cases_that_there_are_in_five_rounds_each() -> Non
     """A reader would look for a case that is only spoken of, or trust a lucky round."""
     assert set(MEASURED["cases"]) <= set(cases(Path("node-red"), Size(), Shelf()))
     assert all(case["rounds"] >= 5 for case in MEASURED["cases"].values())
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: f"{goal.case} {goal.figure}")
+def test_a_goal_has_a_figure(goal: Goal) -> None:
+    """An empty cell would stand for what is promised."""
+    assert goal.measured(MEASURED)
 
 
 def test_the_readme_says_what_was_measured() -> None:
