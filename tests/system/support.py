@@ -358,10 +358,10 @@ class Subscriber:
         found: Heard = self.wait_until(lambda heard: next((x for x in heard if x.topic == topic and says(x)), None))
         return found
 
-    def wait_until(self, holds: Callable[[list[Heard]], Any]) -> Any:
+    def wait_until(self, holds: Callable[[list[Heard]], Any], *, patience: float = PATIENCE) -> Any:
         """Until this returns something true of everything heard."""
         with self._news:
-            for _ in range(round(PATIENCE / ASK_AGAIN)):
+            for _ in range(round(patience / ASK_AGAIN)):
                 if found := self._news.wait_for(lambda: holds(self.heard), ASK_AGAIN):
                     return found
                 self._client.subscribe(self.topics, qos=1)
