@@ -52,6 +52,8 @@ AGAIN = 0.25
 NAME_PATIENCE = 10.0
 #: Seconds that a publisher waits within one try to connect for the database.
 PERMISSION_PATIENCE = 20.0
+#: Seconds that a broker may take to acknowledge what is said for one that is gone.
+WORD_PATIENCE = 3.0
 #: Seconds that all publishers have to end; and after which a turn of the group's thread counts as hung.
 STOP_PATIENCE, ALIVE = 4.0, 30.0
 #: Seconds for which the broker keeps the group's last will to itself: by then another one leads.
@@ -602,19 +604,24 @@ class Group:
 
     def _displace_all(self, desk: Desk, lane: Lane) -> bool:
         for name in sorted(desk.displaced):
-            if name != self._name and not self._displace(lane, self._name_at_broker(name)):
+            if name != self._name and not self._displace(lane, name):
                 return False
             desk.displaced.discard(name)
         return True
 
-    def _displace(self, lane: Lane, client_id: str) -> bool:
-        """Have the broker end the connection of one that may still believe that it publishes; whether to go on."""
+    def _displace(self, lane: Lane, name: str) -> bool:
+        """Have the broker end the connection of one that may still believe that it publishes; whether to go on.
+
+        Its last will speaks for it where it had one; who was killed between two connections had none. If it is there
+        after all, it connects again and says so.
+        """
+        client_id = self._name_at_broker(name)
         said = False
         while not lane.is_leaving:
             for broker in self._settings.brokers:
                 for protocol in self._settings.protocols:
                     try:
-                        self._connect_as(client_id, broker, protocol)
+                        self._say_offline(name, client_id, broker, protocol)
                     except ConnectionEndedError as error:
                         if error.refused:
                             log.warning("another replica's connection cannot be ended", why=str(error))
@@ -628,19 +635,28 @@ class Group:
             time.sleep(AGAIN)
         return False
 
-    def _connect_as(self, client_id: str, broker: BrokerUrl, protocol: str) -> None:
+    def _say_offline(self, name: str, client_id: str, broker: BrokerUrl, protocol: str) -> None:
         connection = Connection(
             broker, self._settings.tls, protocol=protocol, client_id=client_id, keepalive=self._settings.keepalive
         )
         try:
             connection.open()
-            while not connection.connected:
-                poller = select.poll()
-                connection.poll(poller)
-                poller.poll(100)
-                connection.exchange()  # ends by itself where no answer comes
+            self._await(connection, lambda: connection.connected)
+            connection.publish(
+                f"{self._settings.base_topic}/{topics.BRIDGE_REPLICA}/{name}/state", b"offline", retain=True
+            )
+            until = time.monotonic() + WORD_PATIENCE
+            self._await(connection, lambda: connection.acks or time.monotonic() > until)
         finally:
             connection.close(politely=True)
+
+    def _await(self, connection: Connection, holds: Callable[[], object]) -> None:
+        """Exchange with a broker until this holds; one that does not answer a CONNECT is given up by itself."""
+        while not holds():
+            poller = select.poll()
+            connection.poll(poller)
+            poller.poll(100)
+            connection.exchange()
 
     def _correct(self, said: bytes) -> None:
         """A last will says that the group is offline, and it is not."""
