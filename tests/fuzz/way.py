@@ -108,7 +108,7 @@ class Wire:
     def exchange(self) -> None:
         pass
 
-    def subscribe(self, *topics: str) -> int:
+    def subscribe(self, *topics: str, qos: int) -> int:
         self.messages += [
             Message(topic, self.retained[topic], retain=True) for topic in topics if topic in self.retained
         ]
