@@ -61,7 +61,8 @@ class Home:
         """As an older version would have, that understood less."""
         with SqliteJournal(self.journal) as journal:
             dead = tuple(
-                DeadLetter(source, "an older version did not understand it", body, 1.0) for source, body in letters
+                DeadLetter(source, "an older version did not understand it", body, time.time() - 86_400)
+                for source, body in letters
             )
             journal.append([Callback((), dead)])
 
