@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from bridge.simulate import message_id_for
 from tests.postgres import Server, running
 from tests.system.conftest import MakeBridge
-from tests.system.support import Bridge, status
+from tests.system.support import Bridge, Heard, status
 
 HER, HIM = "15550001234", "15550005678"
 
@@ -51,8 +52,15 @@ def fill(bridge: Bridge) -> None:
     # Hers is the last failure that is remembered.
     assert bridge.post(status(message_id_for(HER), "failed", 1_700_000_000, recipient_id=HER)).status == 200
     with bridge.listen() as subscriber:
-        subscriber.wait("whatsapp/bridge/health", lambda one: HER[-4:] in json.dumps(one.json["last_failure"]) or True)
-        subscriber.wait("whatsapp/bridge/checkpoint", lambda one: one.json["seq"] >= 9)
+        subscriber.wait_until(all_is_published)
+
+
+def all_is_published(heard: list[Heard]) -> bool:
+    """Whether the states of three messages and three buttons stand, and the ninth update is settled."""
+    topics = {one.topic.removeprefix("whatsapp/") for one in heard}
+    standing = [one for one in topics if one.startswith("button/") or re.fullmatch(r"wamid\.[^/]+/status", one)]
+    settled = [one.json["seq"] for one in heard if "/bridge/checkpoint" in one.topic]
+    return len(standing) == 3 + 3 and max(settled, default=0) >= 9
 
 
 def says(bridge: Bridge, *arguments: str, code: int = 0) -> str:
