@@ -121,12 +121,20 @@ class Bridge:
         return self
 
     def answers(self) -> bool:
-        """Whether the webhook takes connections; AssertionError if the process ended instead."""
+        """Whether a receiver answers, whatever it says; AssertionError if the process ended instead.
+
+        That a connection is taken says less: the main process listens long before it has a receiver.
+        """
         assert self.process is not None
         assert self.process.poll() is None, f"the bridge ended by itself: {self.process.returncode}\n{self.tail()}"
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-            return True
-        return False
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+        try:
+            connection.request("GET", "/")
+            return bool(connection.getresponse().status)
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def receiver(self) -> int | None:
         """Process id of the receiver, or None while there is none."""
