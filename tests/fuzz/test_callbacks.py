@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -45,9 +46,9 @@ class Walker:
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with self._process.stdout, contextlib.suppress(BrokenPipeError):  # of one that ended by itself
+            self._process.stdin.close()
         assert self._process.wait(60) == 0, self._log.read_text()[-5_000:]
-        self._process.stdout.close()
 
     def ask(self, body: bytes = b"") -> dict[str, Any]:
         """What became of a body; the figures so far if it is empty."""
