@@ -29,6 +29,8 @@ from bridge.config import Address, BrokerUrl, Embedded
 HOST = "127.0.0.1"
 #: Seconds until a wait is given up: far more than anything takes on a slow and busy machine.
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "40"))
+#: Seconds after which what is retained is asked for once more.
+ASK_AGAIN = 4.0
 
 
 def free_port() -> int:
@@ -413,15 +415,27 @@ class Subscriber(Watched):
         self.client.publish("marker/subscriber", mark, qos=1)
         self.wait_for_message("marker/subscriber", mark)
 
+    def ask_until(self, holds: Callable[[], Any]) -> None:
+        """Subscribe anew every few seconds, to get what is retained once more, until this holds."""
+        for _ in range(round(PATIENCE / ASK_AGAIN) - 1):
+            with contextlib.suppress(AssertionError):
+                self.wait_for(holds, ASK_AGAIN)
+                return
+            self._subscribe()
+        self.wait_for(holds, ASK_AGAIN)
+
     def forget(self) -> None:
         with self.changing():
             self.messages.clear()
 
+    def _subscribe(self) -> None:
+        self.client.subscribe([(topic, self._qos) for topic in self._topics])
+
     # what paho calls
 
-    def _on_connect(self, client: Any, _: Any, __: Any, reason: Any, ___: Any) -> None:
+    def _on_connect(self, _: Any, __: Any, ___: Any, reason: Any, ____: Any) -> None:
         assert not reason.is_failure, reason
-        client.subscribe([(topic, self._qos) for topic in self._topics])
+        self._subscribe()
 
     def _on_subscribe(self, *_: Any) -> None:
         with self.changing():
