@@ -284,7 +284,7 @@ class Publisher:
         self._answer_strikes = 0
         self._renews = False  # the connection, as soon as nothing is in flight
         self._replay: int | None = None  # the place after which retained topics are wanted once more
-        self._forgets: tuple[Sequence[tuple[str, str]], threading.Event] | None = None  # what was learned; done
+        self._forgets: deque[tuple[Sequence[tuple[str, str]], threading.Event]] = deque()  # what was learned; done
         self._reports: deque[bytes] = deque(maxlen=1)  # the health report that waits to be sent
         self._report = b""  # the newest one
         self._sayings: deque[tuple[str, bytes]] = deque()  # what others have it say once
@@ -406,7 +406,7 @@ class Publisher:
             Whether nothing here remembers it any more.
         """
         done = threading.Event()
-        self._forgets = learned, done
+        self._forgets.append((learned, done))
         self._doorbell.ring()
         return done.wait(patience)
 
@@ -763,8 +763,8 @@ class Publisher:
     def _fill(self) -> bool:
         """Fill the window: with what waits, then new updates, then what is to be restored."""
         did = self._listening and self._find_checkpoint()
-        if self._forgets is not None:
-            (learned, done), self._forgets = self._forgets, None
+        while self._forgets:
+            learned, done = self._forgets.popleft()
             if self._discovery is not None:
                 self._discovery.forget(learned)
             done.set()

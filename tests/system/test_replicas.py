@@ -177,7 +177,7 @@ def in_order(words: list[str]) -> bool:
     return words == sorted(words, key=WORDS.index)
 
 
-def click(number: int) -> dict[str, object]:
+def click(number: int, payload: str = "gate") -> dict[str, object]:
     return {
         "messages": [
             {
@@ -185,7 +185,7 @@ def click(number: int) -> dict[str, object]:
                 "from": "15550001234",
                 "timestamp": str(int(time.time())),
                 "type": "button",
-                "button": {"payload": "gate", "text": "Open"},
+                "button": {"payload": payload, "text": "Open"},
             }
         ]
     }
@@ -308,6 +308,31 @@ def test_the_group_is_offline_only_when_all_are(replicas: dict[str, Bridge], mos
         witness.wait("whatsapp/bridge/state", lambda heard: heard.payload == "offline")
         for name in NAMES:
             witness.wait(f"whatsapp/bridge/replica/{name}/state", lambda heard: heard.payload == "offline")
+
+
+def test_whom_one_forgets_none_tells_home_assistant_about(replicas: dict[str, Bridge], mosquitto: int) -> None:
+    """A replica that still knows the button would tell the number again, whenever Home Assistant starts."""
+    hers, gate = "call_15550009999", "gate"
+
+    def told(heard: list[Heard], name: str) -> bool:
+        return any(one.topic.startswith("homeassistant/device_automation/") and name in one.topic for one in heard)
+
+    with Subscriber(mosquitto, "#") as there:
+        assert replicas["one"].post(click(1)).status == 200
+        assert replicas["two"].post(click(2, "call 15550009999")).status == 200
+        there.wait_until(lambda heard: told(heard, hers) and told(heard, gate))
+    while len(replicas) > 1:  # forgotten by one that does not tell of it, and each of the others told of it then
+        leads = leader(mosquitto)
+        name = next(name for name in replicas if name != leads)
+        said = replicas[name].run("forget", "15550009999")
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.startswith("Removed: 1 update, 1 learned" if len(replicas) == len(NAMES) else "There is no")
+        with Subscriber(mosquitto, "homeassistant/#") as there:
+            there.publish("homeassistant/status", "online")
+            there.wait_until(lambda heard: told([one for one in heard if not one.retain], gate))
+            assert not told(there.heard, hers)
+        replicas.pop(leads).program.end()
+        wait_spread(mosquitto, replicas)
 
 
 def test_two_of_one_name_are_refused(make_replica: Callable[[str], Bridge]) -> None:
