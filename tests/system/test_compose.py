@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.system.conftest import MakeBridge
-from tests.system.support import Program, Subscriber, clean_environment, free_port, program
+from tests.system.containers import start, unescaped
+from tests.system.support import Subscriber, free_port, program
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -23,7 +23,7 @@ BRIDGE, BROKER = COMPOSE["services"]["whatsapp2mqtt"], COMPOSE["services"]["mosq
 
 
 class House:
-    """A folder in the place of the containers' folders, and a port in the place of 1883."""
+    """The secrets, and a port in the place of 1883."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,23 +33,10 @@ class House:
             file = folder / "secrets" / name
             file.parent.mkdir(exist_ok=True)
             file.write_text(f"{value}\n")
-        for place in ("run/mosquitto", "data"):
-            (folder / place).mkdir(parents=True)
-        for one in BROKER["configs"]:
-            text = COMPOSE["configs"][one["source"]]["content"]
-            # Mosquitto gives up root for a user that has no rights in this folder; in the container it has no root.
-            more = "user root\n" if os.geteuid() == 0 and one["source"] == "mosquitto" else ""
-            Path(self.here(one["target"])).write_text(self.here(text) + more)
 
     def here(self, text: str) -> str:
-        """Places of the containers, here."""
-        for there, place in (
-            ("/run/secrets", "secrets"),
-            ("/mosquitto/data", "data"),
-            ("/run/mosquitto", "run/mosquitto"),
-        ):
-            text = text.replace(there, str(self.folder / place))
-        return re.sub(r"\b1883\b", str(self.port), text).replace("mosquitto:", "127.0.0.1:").replace("$$", "$")
+        """The port here."""
+        return re.sub(r"\b1883\b", str(self.port), text)
 
     def client(self, username: str | None, password: str | None) -> Subscriber:
         return Subscriber(self.port, "#", username, password)
@@ -58,20 +45,22 @@ class House:
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
     """With the broker running, as compose.yaml starts it."""
-    broker = program("mosquitto")
     house = House(tmp_path)
-    shell, option, script = BROKER["command"]
-    environment = clean_environment(tmp_path)
-    environment["PATH"] = f"{Path(broker).parent}:{environment['PATH']}"
-    with Program([shell, option, house.here(script)], tmp_path, environment) as running:
+    broker = Path(program("mosquitto"))
+    with start(BROKER, tmp_path, house.here, user=int(BROKER["user"].partition(":")[0]), program_of=broker) as running:
         running.wait_said(" running")
         yield house
 
 
 def settings(house: House) -> dict[str, str]:
     """What compose.yaml tells the bridge."""
-    prefix = "WHATSAPP2MQTT_"
-    return {name.removeprefix(prefix).lower(): house.here(value) for name, value in BRIDGE["environment"].items()}
+    prefix, secrets = "WHATSAPP2MQTT_", str(house.folder / "secrets")
+    return {
+        name.removeprefix(prefix).lower(): house.here(unescaped(value))
+        .replace("/run/secrets", secrets)
+        .replace("mosquitto:", "127.0.0.1:")
+        for name, value in BRIDGE["environment"].items()
+    }
 
 
 def test_a_click_gets_to_home_assistant_and_each_may_do_only_what_it_must(

@@ -1,12 +1,13 @@
 """compose.scale.yaml, as far as it goes without Docker: its very scripts, configurations and environments.
 
-Each container is a process with its folder for the container's folders, and an address of 127.0.0.0/8 for its name;
-PostgreSQL is Debian's.
+Each container is a process with an address of 127.0.0.0/8 for its name, and brokers and haproxy have a root that cannot
+be written; PostgreSQL is Debian's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import itertools
 import json
@@ -31,6 +32,7 @@ from werkzeug.security import generate_password_hash
 from bridge.broker import find_program
 from bridge.service import PUBLISHER_PATIENCE, RECEIVER_PATIENCE
 from tests.postgres import Server, running
+from tests.system.containers import start, unescaped
 from tests.system.support import (
     COMMAND,
     PATIENCE,
@@ -48,12 +50,6 @@ COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 BRIDGES, NODES = ("bridge-1", "bridge-2", "bridge-3"), ("nats-1", "nats-2", "nats-3")
 PREFIX = "WHATSAPP2MQTT_"
-
-
-def unescaped(text: str) -> str:
-    """As Compose hands it on: `$$` is `$`, and there is no other `$` in it."""
-    assert "$" not in text.replace("$$", ""), "Compose would look for a variable"
-    return text.replace("$$", "$")
 
 
 class House:
@@ -99,7 +95,6 @@ class House:
 
     def here(self, text: str, service: str) -> str:
         """What is said to a container, for its process here."""
-        text = unescaped(text).replace("/run/secrets", str(self.folder / "secrets"))
         text = re.sub(r"\b((?:bridge|nats)-\d):", lambda found: f"{self.address[found[1]]}:", text)
         # Where it listens; not the name server of Docker's.
         text = re.sub(r"(?<![\d.])(0\.0\.0\.0|127\.0\.0\.1):", f"{self.address[service]}:", text)
@@ -108,33 +103,30 @@ class House:
 
     def start(self, name: str) -> None:
         """Start a container; it need not be ready when this returns."""
+        here = functools.partial(self.here, service=name)
+        if name in BRIDGES:
+            self._running[name] = self._start_bridge(name)
+        elif name in NODES:
+            node = SERVICES[name]
+            nats = find_program()
+            self._running[name] = start(node, self.folder, here, user=0, program_of=nats, HOSTNAME=node["hostname"])
+        else:
+            haproxy = Path(program("haproxy"))
+            self._running[name] = start(SERVICES[name], self.folder, here, user=99, program_of=haproxy)
+
+    def _start_bridge(self, name: str) -> Program:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        service = SERVICES[name]
-        environment = {key: self.here(value, name) for key, value in service.get("environment", {}).items()}
-        if name in BRIDGES:  # what its host is called, and what the image says
-            environment[f"{PREFIX}JOURNAL__REPLICA"] = service["hostname"]
-            environment[f"{PREFIX}WEBHOOK__LISTEN"] = self.here("0.0.0.0:8080", name)
-            environment[f"{PREFIX}WEBHOOK__DRAIN"] = "4s"  # haproxy needs two; the file's own is for busy machines
-        environment = clean_environment(folder) | environment
-        files = {}
-        for config in service.get("configs", []):
-            file = folder / config["source"]
-            text = self.here(COMPOSE["configs"][config["source"]]["content"], name)
-            file.write_text(text.replace("/data", f"{folder}/data"))
-            files[config["target"]] = str(file)
-        if name in BRIDGES:
-            command = [str(COMMAND), "run"]
-        elif name in NODES:
-            environment["PATH"] = f"{find_program().parent}:{environment['PATH']}"
-            (script,) = service["command"]
-            command = [
-                *service["entrypoint"],
-                self.here(script, name).replace("/etc/nats.conf", files["/etc/nats.conf"]),
-            ]
-        else:
-            command = [program("haproxy"), "-W", "-db", "-f", files["/usr/local/etc/haproxy/haproxy.cfg"]]
-        self._running[name] = Program(command, folder, environment)
+        secrets = str(self.folder / "secrets")
+        environment = {
+            key: self.here(unescaped(value), name).replace("/run/secrets", secrets)
+            for key, value in SERVICES[name]["environment"].items()
+        }
+        # What its host is called, and what the image says.
+        environment[f"{PREFIX}JOURNAL__REPLICA"] = SERVICES[name]["hostname"]
+        environment[f"{PREFIX}WEBHOOK__LISTEN"] = self.here("0.0.0.0:8080", name)
+        environment[f"{PREFIX}WEBHOOK__DRAIN"] = "4s"  # haproxy needs two; the file's own is for busy machines
+        return Program([str(COMMAND), "run"], folder, clean_environment(folder) | environment)
 
     def program(self, name: str) -> Program:
         return self._running[name]
@@ -143,7 +135,7 @@ class House:
         """As `docker compose up --wait` does, with the file's own health check."""
         check = SERVICES[name]["healthcheck"]["test"]
         assert check[:2] == ["CMD", "python3"]
-        command = [sys.executable, *(self.here(word, name) for word in check[2:])]
+        command = [sys.executable, *(self.here(unescaped(word), name) for word in check[2:])]
         for _ in range(300):
             if subprocess.run(command, check=False, capture_output=True, timeout=PATIENCE).returncode == 0:
                 return
