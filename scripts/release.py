@@ -18,6 +18,15 @@ import apsw
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
+#: Home Assistant's stores read the version in main, and install it from PyPI.
+CLOSING = """\
+look at it; then, the tag first:
+  git push origin {tag}
+and when the workflow `release` has uploaded it to PyPI, main:
+  git push origin main
+to take it back, while nothing is pushed:
+  git tag -d {tag} && git reset --hard HEAD~
+"""
 CHANGES = re.compile(r"^## \[Unreleased\]\n(.*?)(?=^## \[|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -163,9 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     look(ROOT, given.version)
     if not given.dry_run:
         print(listed(release(ROOT, given.version)))
-        print(
-            f"look at it, then: git push --follow-tags; to take it back: git tag -d v{given.version} && git reset HEAD~"
-        )
+        print(CLOSING.format(tag=f"v{given.version}"), end="")
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -163,9 +164,37 @@ def test_what_is_not_ready_is_not_released(copy: Path, version: str, change: str
     assert re.search(f"not released: .*{words}", refused.stderr), refused.stderr
 
 
+def test_what_was_taken_back_can_be_released_again(copy: Path) -> None:
+    """One finds a mistake in what was made, mends it, and makes it again."""
+    before = git(copy, "rev-parse", "HEAD")
+    for _ in range(2):
+        made = release(copy, NEXT)
+        assert made.returncode == 0, made.stderr
+        assert made.stdout.index(f"git push origin v{NEXT}\n") < made.stdout.index("git push origin main\n")
+        take_back = made.stdout.splitlines()[-1].strip()
+        subprocess.run(["sh", "-ec", take_back], cwd=copy, check=True, capture_output=True)
+        assert (git(copy, "rev-parse", "HEAD"), git(copy, "tag", "--list")) == (before, "")
+
+
+def workflow(name: str) -> Any:
+    return yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())
+
+
+def test_nothing_is_published_untested() -> None:
+    """PyPI takes each version once, and has no way back."""
+    jobs = workflow("release")["jobs"]
+    assert jobs["test"]["uses"] == "./.github/workflows/test.yml"
+    assert "workflow_call" in workflow("test")[True]  # `on`, which is true in YAML 1.1
+
+    def waits(job: str) -> bool:
+        needs = jobs[job].get("needs", [])
+        return job == "test" or any(waits(one) for one in ([needs] if isinstance(needs, str) else needs))
+
+    assert [job for job in jobs if not waits(job)] == []
+
+
 def test_the_workflows_try_every_python_that_is_named() -> None:
     """One that is named and never tried is a promise that nobody keeps."""
-    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
-    tried = workflow["jobs"]["checks"]["strategy"]["matrix"]["python"]
+    tried = workflow("test")["jobs"]["checks"]["strategy"]["matrix"]["python"]
     named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
     assert tried == named
