@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -36,10 +36,9 @@ class Patience(Generic[T]):
         """This waits no longer; also of what was given up."""
         self._due.pop(what, None)
 
-    @property
-    def oldest(self) -> T | None:
-        """What has waited for longest."""
-        return next(iter(self._due), None)
+    def __iter__(self) -> Iterator[T]:
+        """What waits, the longest first."""
+        return iter(self._due)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()

@@ -299,8 +299,8 @@ class Receiver:
         if isinstance(declared, HTTPResponse):
             return declared if verdict else self._turn_away(visitor, declared, "unsigned")
         try:
-            with self._intake.place(limit if declared is None else declared) as place:
-                body = await place.read(exchange, is_declared=declared is not None)
+            with self._intake.place(limit, is_known=verdict is not None) as place:
+                body = await place.read(exchange, declared)
                 if not verdict:
                     found = self._gate.with_body(visitor, body)
                     if found is not Verdict.WELCOME:
@@ -310,9 +310,10 @@ class Receiver:
                 return await self._store(body)
         except UnreadError as error:
             answer = self._unread(error.trouble)
-            if not verdict:
+            # Who had to give way to others did nothing wrong.
+            if not verdict and error.trouble is not Trouble.CROWDED:
                 return self._turn_away(visitor, answer, error.trouble.value)
-            if error.trouble in (Trouble.SLOW, Trouble.CROWDED):
+            if error.trouble in (Trouble.SLOW, Trouble.CROWDED) and (verdict or self._may_log()):
                 log.warning("a body was not read to its end", why=error.trouble.value, address=self._counted(visitor))
             return answer
 
@@ -419,7 +420,7 @@ class Receiver:
             return _refuse(400, "the body ended early", "send all of it; after chunks, no trailers")
         if trouble is Trouble.SLOW:
             return _refuse(408, "the body came too slowly", "send it faster, or raise webhook.body_timeout")
-        return _refuse(503, "too much waits to be stored", "send it again later", **_LATER)
+        return _refuse(503, "too much comes in at once", "send it again later", **_LATER)
 
     # --- all else ------------------------------------------------------------------------------------------------
 

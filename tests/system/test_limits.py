@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import sqlite3
@@ -209,6 +210,39 @@ def test_heads_without_an_end_take_no_memory(bridge: Bridge) -> None:
         held = resident(bridge.receiver) - before
     assert held < GROWTH
     assert {code for code, _ in honest.answers} == {200}
+
+
+def test_bodies_of_strangers_shut_nobody_out_and_have_a_bound(make_bridge: MakeBridge) -> None:
+    """By its signature a sender is known only when its body is there: until then all are strangers, and one address."""
+    secret = "0123456789abcdef0123456789abcdef"
+    bridge = make_bridge(webhook__auth__meta_app_secret=secret, webhook__body_timeout="60s").start()
+    before = resident(bridge.receiver)
+    head = HEAD + b"X-Hub-Signature-256: sha256=00\r\nContent-Length: 3000000\r\n\r\n"
+    with ExitStack() as stack, Honest(bridge, secret) as honest:
+
+        def stranger(body: bytes) -> socket.socket:
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", bridge.webhook), timeout=PATIENCE))
+            with suppress(ConnectionError):  # of who is given up meanwhile
+                sock.sendall(head + body)
+            return sock
+
+        wrong = HEAD + b"Connection: close\r\nX-Hub-Signature-256: sha256=00\r\nContent-Length: 2\r\n\r\n{}"
+        assert [ask(bridge, wrong)[0] for _ in range(12)][-1] == 429
+        promises = [stranger(b"") for _ in range(40)]
+        bodies = [stranger(b"x" * 2_900_000) for _ in range(80)]
+        held, came = 0.0, list[bytes]()
+        give_up = time.monotonic() + PATIENCE
+        while len(came) < 40 and time.monotonic() < give_up:
+            held = max(held, resident(bridge.receiver) - before)
+            for sock in select.select([*promises, *bodies], [], [], 1)[0]:
+                with suppress(ConnectionError):
+                    came.append(sock.recv(1000))
+                (promises if sock in promises else bodies).remove(sock)
+    assert held < 2 * 67.1, "64 MiB, and what the allocator adds; all of them are 232 MB"
+    assert {code for code, _ in honest.answers} == {200}
+    assert len(promises) == 40, "they take no room"
+    assert {answer.split(b"\r\n")[0].split()[1] for answer in came} == {b"503"}
+    assert all(b"retry-after: " in answer.lower() for answer in came)
 
 
 def test_slowhttptest_keeps_nobody_out(bridge: Bridge) -> None:

@@ -708,6 +708,17 @@ class TestTooMany:
         sent = [call(app, path=path, **right).status for _ in range(3 * FAILURES)]
         assert sent == [200] * len(sent)
 
+    def test_who_gives_way_to_others_is_no_stranger(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The sender whose callback finds no room would be told to keep away, for what others did."""
+        for most in ("MOST", "MOST_LARGEST"):
+            monkeypatch.setattr(receiver, most, 0)
+        app = house.app(auth=Auth(meta_app_secret=("secret",)))
+        with capture_logs() as logs:
+            answers = [call(app, **hub("secret")) for _ in range(2 * FAILURES)]
+        assert {(answer.status, answer.header("Retry-After")) for answer in answers} == {(503, str(RETRY_AFTER))}
+        assert {(line["event"], line["why"]) for line in logs} == {("a body was not read to its end", "crowded")}
+        assert call(app, path="/else").status == 404, "none of them was counted"
+
     def test_who_is_let_in_by_address_is_not_counted_by_it(self, house: House) -> None:
         """A listed sender that mixes in requests to other paths is still the sender."""
         app = house.app(auth=Auth(addresses=("203.0.113.7/32",)))
