@@ -271,6 +271,8 @@ class Publisher:
         self._stopping = threading.Event()
         self._goodbye = True
         self._turn = monotonic()
+        #: Whether it ended with all that it ever sent acknowledged; else some of it may still reach the broker.
+        self.is_through = False
 
         # The connection and what is in flight on it, by the number that its PUBACK will bear.
         self._connection: Connection | None = None
@@ -342,6 +344,7 @@ class Publisher:
                 self.start()
                 break
             except UnreachableError as error:
+                self.take_turn()
                 self._await_journal(error)
                 self._wait()
         while not self._stopping.is_set():
@@ -429,6 +432,10 @@ class Publisher:
         """Whether its thread took a turn lately: a publisher that hangs must not look well."""
         return self._monotonic() - self._turn < ALIVE
 
+    def take_turn(self) -> None:
+        """Its thread does not hang; also said by whoever has it wait for something else."""
+        self._turn = self._monotonic()
+
     def start(self) -> None:
         """Read where the journal stands."""
         self._identity = self._journal.identity()
@@ -438,7 +445,7 @@ class Publisher:
 
     def step(self) -> bool:
         """Do what can be done without waiting; whether anything was."""
-        self._turn = self._monotonic()
+        self.take_turn()
         if self._connection is None:
             did = self._open_if_due()
         else:
@@ -1224,6 +1231,7 @@ class Publisher:
                 self._connection.poll(poller)
                 poller.poll(50 if self._flights else 5)
         self._settle(last=True)
+        self.is_through = self._connection is not None and not self._flights
         if self._connection is not None:
             self._connection.close(politely=said_goodbye)
             self._connection = None

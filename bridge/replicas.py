@@ -11,7 +11,10 @@ How one that may not publish any more is kept from it:
   - A pause may also fall between that look and the sending. So whoever takes a partition that was not given back
     first connects under the name of the one that had it: a broker has to end the older connection of a name
     ([MQTT-3.1.4-3]), and what comes on it later goes nowhere. The leader's connection has the group's name, and so
-    does that by itself.
+    does that by itself. Until it is done, the database remembers whom to displace, whoever takes the partition next.
+
+Who does not reach the broker gives its share to those that do. `offline` is said for one that is gone by the leader,
+too: one that was killed between two connections had no last will at the broker.
 """
 
 from __future__ import annotations
@@ -52,8 +55,9 @@ AGAIN = 0.25
 NAME_PATIENCE = 10.0
 #: Seconds that a publisher waits within one try to connect for the database.
 PERMISSION_PATIENCE = 20.0
-#: Seconds that a broker may take to acknowledge what is said for one that is gone.
-WORD_PATIENCE = 3.0
+#: Seconds after which one that is not connected counts as one that does not reach the broker; and for which others have
+#: to reach it alone until they get its share: after a restart of the broker all come back within moments.
+REACH_PATIENCE, UNEVEN_PATIENCE = 5.0, 5.0
 #: Seconds that all publishers have to end; and after which a turn of the group's thread counts as hung.
 STOP_PATIENCE, ALIVE = 4.0, 30.0
 #: Seconds for which the broker keeps the group's last will to itself: by then another one leads.
@@ -105,6 +109,7 @@ class Lane:
         self.is_leaving = False
         self.is_held = True
         self._is_lost = False
+        self._has_begun = False
         self._until = until
         self._journal = journal
         self._before = before
@@ -148,6 +153,11 @@ class Lane:
     def has_ended(self) -> bool:
         return not self._thread.is_alive()
 
+    @property
+    def is_through(self) -> bool:
+        """Whether nothing that it sent can still reach the broker; said of one that has ended."""
+        return not self._has_begun or self.publisher.is_through
+
     # --- its own thread ------------------------------------------------------------------------------------------
 
     def may_send(self) -> bool:
@@ -157,6 +167,7 @@ class Lane:
     def _run(self) -> None:
         try:
             if self._before(self):
+                self._has_begun = True
                 with self._journal:
                     self.publisher.run()
         except Exception as error:  # the group's thread ends the process with it
@@ -219,7 +230,8 @@ class Desk:
         is_always_there: Also without any.
         held: Partition and epoch: ours by a lock, or until somebody else took it.
         unsure: Of these, those whose lock the present session does not have.
-        displaced: Replicas that had one of them and did not give it back.
+        displaced: Replicas that had one of them and did not give it back, and are still to be displaced.
+        inherits: Whether the database still names such ones.
     """
 
     name: str
@@ -228,6 +240,7 @@ class Desk:
     held: dict[int, int] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)
     displaced: set[str] = field(default_factory=set)
+    inherits: bool = False
     lane: Lane | None = None
 
 
@@ -265,6 +278,10 @@ class Group:
         self._trouble: str | None = None
         self._gone: list[str] = []
         self._gone_at = float("-inf")
+        self._left: set[str] = set()  # who was there, and has not come back
+        self._reached_at = time.monotonic()
+        self._is_noted_reaching = True
+        self._uneven_since = float("inf")
         self.members: tuple[str, ...] = ()
         self.observer = SharedObserver()
         self.requests: Requests | None = None
@@ -394,13 +411,16 @@ class Group:
             session.open()
             log.info("the database is there again", replica=self._name)
             self._trouble = None
+            # Without it nobody had a connection; a new session counts as one that reaches the broker.
+            self._reached_at, self._is_noted_reaching = time.monotonic(), True
             self._ring()  # what was stored meanwhile was not heard
         self.step()
         while (left := self._beat_at + BEAT - time.monotonic()) > 0 and not self._stopping.is_set():
             heard = session.wait(self._bell.fileno(), left)
             self._bell.silence()
             while self._words:
-                session.tell(self._words.popleft())
+                session.tell(self._words[0])
+                self._words.popleft()  # told: where the database did not hear it, it is told to the next session
             self._hear(heard)
             if CHANGED in heard or any(lane.is_leaving and lane.has_ended() for lane in self._lanes()):
                 return
@@ -423,15 +443,20 @@ class Group:
         """Say that we are there, and see to it that we publish our share."""
         self._beat_at = time.monotonic()
         state = self._beat()
+        self._note_reach()
         self._look(state)
-        self._tend(self._clicks, state, 1)
-        self._tend(self._statuses, state, share(state.members, self._name, len(SHARED)))
+        able = self._able(state)
+        self._tend(self._clicks, state, int(self._name in able))
+        self._tend(self._statuses, state, share(able, self._name, len(SHARED)))
+        self._say_who_left()
         if self.leads and time.monotonic() - self._gone_at > LOOK_EVERY:
             self._gone_at = time.monotonic()
             self._take_away()
 
     def _beat(self) -> State:
         state = self._session.beat()
+        self._left |= set(self.members)
+        self._left -= set(state.members)
         self.members = state.members
         for lane in self._lanes():
             if lane.failure is not None:
@@ -439,6 +464,32 @@ class Group:
             if lane.is_held:
                 lane.hold(self._session.leased_until)
         return state
+
+    def _note_reach(self) -> None:
+        """Have the others see whether we reach the broker."""
+        now = time.monotonic()
+        if self.connected:
+            self._reached_at = now
+        reaches = now - self._reached_at < REACH_PATIENCE
+        if reaches != self._is_noted_reaching:
+            self._session.note_reach(reaches)
+            self._is_noted_reaching = reaches
+            self._session.tell(CHANGED)
+
+    def _able(self, state: State) -> tuple[str, ...]:
+        """Among whom the partitions are shared: where all reach the broker or nobody does, nothing has to move."""
+        now = time.monotonic()
+        is_uneven = 0 < len(state.reaching) < len(state.members)
+        self._uneven_since = min(self._uneven_since, now) if is_uneven else float("inf")
+        return state.reaching if now - self._uneven_since >= UNEVEN_PATIENCE else state.members
+
+    def _say_who_left(self) -> None:
+        """One that was killed between two connections could not; one that is there again corrects it."""
+        lane = self._clicks.lane
+        if lane is not None and not lane.is_leaving:
+            for name in sorted(self._left):
+                lane.publisher.say(f"{topics.BRIDGE_REPLICA}/{name}/state", b"offline")
+            self._left.clear()
 
     def _look(self, state: State) -> None:
         """Note which partitions are free though nobody gave them back."""
@@ -448,35 +499,42 @@ class Group:
         self._looked_at = now
         for number, partition in state.partitions.items():
             turns, _ = self._free.get(number, (-1, 0.0))
-            if partition.is_held or partition.owner is None:
+            if partition.is_held or not partition.owners:
                 self._free.pop(number, None)
             elif turns != partition.turns:
                 self._free[number] = (partition.turns, now)
 
     def _may_take(self, number: int, partition: Partition) -> bool:
-        if partition.is_held or partition.owner is None:
+        if partition.is_held or not partition.owners:
             return not partition.is_held
         return number in self._free and uptime() - self._free[number][1] >= PATIENCE
 
     def _tend(self, desk: Desk, state: State, wanted: int) -> None:
         """Take partitions up to what is wanted, and give up those beyond it; see that they have their publisher."""
+        in_order = True
         if desk.lane is not None and desk.lane.is_leaving and desk.lane.has_ended():
+            in_order = desk.lane.is_through
             desk.lane = None
         self._regain(desk)
         if desk.unsure:
             return
         self._take(desk, state, wanted)
-        # Who had them before must be displaced before another one may get them as given back in order.
-        keep = sorted(desk.held)[: None if desk.displaced else wanted]
+        if desk.inherits and not desk.displaced:
+            self._session.own(desk.held.items())
+            desk.inherits = False
+        keep = sorted(desk.held)[:wanted]
         if desk.lane is not None:
             if not desk.lane.is_leaving and desk.lane.partitions != set(keep):
                 desk.lane.stop()
             return
         surplus = [(number, epoch) for number, epoch in desk.held.items() if number not in keep]
         if surplus:
-            self._session.give(surplus)
+            self._session.give(surplus, in_order=in_order)
             for number, _ in surplus:
                 del desk.held[number]
+            if not desk.held:
+                desk.displaced.clear()
+                desk.inherits = False
             self._session.tell(CHANGED)
         if keep or desk.is_always_there:
             desk.lane = self._open(desk)
@@ -513,8 +571,9 @@ class Group:
             epoch = self._session.take(number, partition.turns)
             if epoch is not None:
                 desk.held[number] = epoch
-                if partition.owner is not None:
-                    desk.displaced.add(partition.owner)
+                others = set(partition.owners) - {self._name}
+                desk.displaced |= others
+                desk.inherits |= bool(others)
 
     def _lose(self, error: UnreachableError) -> None:
         """The session is over, and with it all that we held."""
@@ -567,7 +626,7 @@ class Group:
                 connect=connect,
                 discovery=(Discovery if leads else Learner)(self._plan, journal),
                 observer=self.observer,
-                heard=lambda _, said: self._correct(said),
+                heard=self._correct,
                 last=journal.last if leads else None,
             )
             publisher.requests = self.requests if leads else None
@@ -596,7 +655,7 @@ class Group:
             checkpoints=checkpoints,
             has_all=False,
             ahead=ahead,
-            follows=(topics.BRIDGE_STATE,),
+            follows=(topics.BRIDGE_STATE, f"{place}/state"),
         )
 
     def _name_at_broker(self, replica: str) -> str:
@@ -604,24 +663,21 @@ class Group:
 
     def _displace_all(self, desk: Desk, lane: Lane) -> bool:
         for name in sorted(desk.displaced):
-            if name != self._name and not self._displace(lane, name):
+            if not self._displace(lane, name):
                 return False
             desk.displaced.discard(name)
         return True
 
     def _displace(self, lane: Lane, name: str) -> bool:
-        """Have the broker end the connection of one that may still believe that it publishes; whether to go on.
-
-        Its last will speaks for it where it had one; who was killed between two connections had none. If it is there
-        after all, it connects again and says so.
-        """
+        """Have the broker end the connection of one that may still believe that it publishes; whether to go on."""
         client_id = self._name_at_broker(name)
         said = False
         while not lane.is_leaving:
             for broker in self._settings.brokers:
                 for protocol in self._settings.protocols:
+                    lane.publisher.take_turn()
                     try:
-                        self._say_offline(name, client_id, broker, protocol)
+                        self._connect_as(client_id, broker, protocol)
                     except ConnectionEndedError as error:
                         if error.refused:
                             log.warning("another replica's connection cannot be ended", why=str(error))
@@ -635,34 +691,25 @@ class Group:
             time.sleep(AGAIN)
         return False
 
-    def _say_offline(self, name: str, client_id: str, broker: BrokerUrl, protocol: str) -> None:
+    def _connect_as(self, client_id: str, broker: BrokerUrl, protocol: str) -> None:
         connection = Connection(
             broker, self._settings.tls, protocol=protocol, client_id=client_id, keepalive=self._settings.keepalive
         )
         try:
             connection.open()
-            self._await(connection, lambda: connection.connected)
-            connection.publish(
-                f"{self._settings.base_topic}/{topics.BRIDGE_REPLICA}/{name}/state", b"offline", retain=True
-            )
-            until = time.monotonic() + WORD_PATIENCE
-            self._await(connection, lambda: connection.acks or time.monotonic() > until)
+            while not connection.connected:
+                poller = select.poll()
+                connection.poll(poller)
+                poller.poll(100)
+                connection.exchange()  # ends by itself where no answer comes
         finally:
             connection.close(politely=True)
 
-    def _await(self, connection: Connection, holds: Callable[[], object]) -> None:
-        """Exchange with a broker until this holds; one that does not answer a CONNECT is given up by itself."""
-        while not holds():
-            poller = select.poll()
-            connection.poll(poller)
-            poller.poll(100)
-            connection.exchange()
-
-    def _correct(self, said: bytes) -> None:
-        """A last will says that the group is offline, and it is not."""
+    def _correct(self, topic: str, said: bytes) -> None:
+        """A last will, or the leader, says that the group or this replica is offline, and it is not."""
         lane = self._statuses.lane
         if said == b"offline" and lane is not None and not self._stopping.is_set():
-            lane.publisher.say(topics.BRIDGE_STATE, b"online")
+            lane.publisher.say(topic, b"online")
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -687,6 +734,7 @@ class Group:
                 self._bell.silence()
             for desk in self._desks:
                 if desk.lane is None or desk.lane.has_ended():
-                    self._session.give((number, desk.held[number]) for number in desk.held.keys() - desk.unsure)
+                    held = [(number, desk.held[number]) for number in desk.held.keys() - desk.unsure]
+                    self._session.give(held, in_order=desk.lane is None or desk.lane.is_through)
             self._session.tell(CHANGED)
         self._session.close()

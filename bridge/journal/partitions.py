@@ -7,7 +7,7 @@ whether its process was paused, its machine lost its power, or its network was c
 
 A replica believes that it holds its locks for `LEASE` seconds after it *began* to ask the server for the last time,
 and no longer; nothing is sent to the broker by one that does not. The server lets go later than that, except when it
-is restarted or is told to end a session. So a lock that was not given back in order (`owner`) is left alone by others
+is restarted or is told to end a session. So a lock that was not given back in order (`owners`) is left alone by others
 until it has been seen free for `PATIENCE` seconds: by then the one that had it has stopped believing, wherever it is;
 or it has come back, and goes on as if nothing had been. Seconds are those since boot, suspension included.
 
@@ -68,22 +68,23 @@ class Partition:
         epoch: How often it was taken from another one.
         turns: How often its lock was taken.
         settled: Up to which place it is published.
-        owner: The replica that took it and did not give it back, or None.
+        owners: Replicas that took it and did not give it back, and were not displaced at the broker since.
         is_held: Whether a session holds its lock.
     """
 
     epoch: int
     turns: int
     settled: int
-    owner: str | None
+    owners: tuple[str, ...]
     is_held: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All replicas by name, in order, and all partitions by number."""
+    """All replicas by name, in order, those of them that reach a broker, and all partitions by number."""
 
     members: tuple[str, ...]
+    reaching: tuple[str, ...]
     partitions: Mapping[int, Partition]
 
 
@@ -154,15 +155,22 @@ class Session:
     def beat(self) -> Group:
         """Show that this replica lives, and look at the others."""
         began = uptime()
-        members = tuple(name for (name,) in self._rows(sql.MEMBERS))
-        partitions = {row[0]: Partition(*row[1:]) for row in self._rows(sql.PARTITIONS_NOW)}
+        members = dict(self._rows(sql.MEMBERS))
+        partitions = {
+            number: Partition(epoch, turns, settled, tuple(owners), is_held)
+            for number, epoch, turns, settled, owners, is_held in self._rows(sql.PARTITIONS_NOW)
+        }
         self.leased_until = began + LEASE
-        return Group(members, partitions)
+        return Group(tuple(members), tuple(name for name, reaches in members.items() if reaches), partitions)
+
+    def note_reach(self, reaches: bool) -> None:
+        """Have the others see whether this replica reaches a broker; as long as nothing is noted, it does."""
+        self._rows(sql.REACHES, reaches, self.name)
 
     def leave(self) -> tuple[str, ...]:
         """Count no more as one of the group; who is left."""
         self._rows(sql.LEAVE)
-        return tuple(name for (name,) in self._rows(sql.MEMBERS))
+        return tuple(name for name, _ in self._rows(sql.MEMBERS))
 
     def tell(self, word: str) -> None:
         """Have all replicas hear something, this one too."""
@@ -205,7 +213,7 @@ class Session:
         """
         if not first_of(self._rows(sql.LOCK, partition)):
             return None
-        if taken := self._rows(sql.TAKE, self.name, partition, turns):
+        if taken := self._rows(sql.TAKE, {"name": self.name, "partition": partition, "turns": turns}):
             return int(first_of(taken))
         self._rows(sql.UNLOCK, partition)
         return None
@@ -219,10 +227,22 @@ class Session:
         self._rows(sql.UNLOCK, partition)
         return None
 
-    def give(self, partitions: Iterable[tuple[int, int]]) -> None:
-        """Let go of partitions (and epochs) in order: all that was to be noted is noted, nothing more will be sent."""
+    def own(self, partitions: Iterable[tuple[int, int]]) -> None:
+        """Note that whoever had these partitions (and epochs) before was displaced at the broker."""
         for partition, epoch in partitions:
-            self._rows(sql.GIVE, partition, epoch)
+            self._rows(sql.OWN, self.name, partition, epoch)
+
+    def give(self, partitions: Iterable[tuple[int, int]], *, in_order: bool = True) -> None:
+        """Let go of partitions.
+
+        Args:
+            partitions: With their epochs.
+            in_order: All that was to be noted is noted, and nothing of ours can still arrive at the broker: whoever
+                is next need not displace us. Those that we did not displace it still has to.
+        """
+        for partition, epoch in partitions:
+            if in_order:
+                self._rows(sql.GIVE, self.name, partition, epoch)
             self._rows(sql.UNLOCK, partition)
 
     # --- below -----------------------------------------------------------------------------------------------
@@ -233,8 +253,10 @@ class Session:
         return self._db
 
     def _rows(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """The rows that a statement gives; its arguments in order, or by name in one mapping."""
+        given: Any = arguments[0] if arguments and isinstance(arguments[0], dict) else arguments
         try:
-            cursor = self._connected().execute(statement.encode(), arguments)
+            cursor = self._connected().execute(statement.encode(), given)
             return cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
             raise self._over(error) from error

@@ -48,15 +48,17 @@ MIGRATIONS = (
         settled   bigint NOT NULL DEFAULT 0,
         epoch     bigint NOT NULL DEFAULT 0,
         turns     bigint NOT NULL DEFAULT 0,         -- how often its lock was taken, also by who had it before
-        owner     text COLLATE "C"                   -- the replica that took it and did not give it back
+        owners    text[] COLLATE "C" NOT NULL DEFAULT '{}' -- who took it and did not give it back, and those before
+                                                     -- it that did not either and may still believe that it is theirs
     ) WITH (fillfactor = 20);
     INSERT INTO partitions (partition) SELECT generate_series(0, 15);
 
     -- Every replica that ever was, until the topics about it were taken off the broker.
     CREATE TABLE replicas (
         name text COLLATE "C" PRIMARY KEY,
-        pid  integer NOT NULL,                       -- of its session at the server
-        seen double precision NOT NULL               -- epoch seconds, by the database's clock
+        pid     integer NOT NULL,                    -- of its session at the server
+        reaches boolean NOT NULL,                    -- whether it reaches a broker
+        seen    double precision NOT NULL            -- epoch seconds, by the database's clock
     );
 
     -- Every retained topic that stands on the broker or is about to, and the order of what holds it.
@@ -277,20 +279,28 @@ JOIN = "SELECT pg_try_advisory_lock_shared(2001810035, hashtext(current_schema()
 LEAVE = "SELECT pg_advisory_unlock_shared(2001810035, hashtext(current_schema()))"
 NAME = "SELECT pg_try_advisory_lock(2001810037, hashtext(current_schema() || ' ' || %s))"
 NOTE_REPLICA = """
-INSERT INTO replicas VALUES (%s, pg_backend_pid(), extract(epoch FROM clock_timestamp()))
-ON CONFLICT (name) DO UPDATE SET pid = excluded.pid, seen = excluded.seen
+INSERT INTO replicas VALUES (%s, pg_backend_pid(), true, extract(epoch FROM clock_timestamp()))
+ON CONFLICT (name) DO UPDATE SET pid = excluded.pid, reaches = excluded.reaches, seen = excluded.seen
 """
-#: The replicas whose sessions live.
+REACHES = "UPDATE replicas SET reaches = %s WHERE name = %s"
+#: The replicas whose sessions live, and whether each reaches a broker. A session has the name's lock, too: the number
+#: of a process alone may be another's by now, and is soon after a server was started in a container.
 MEMBERS = """
-SELECT replicas.name FROM replicas JOIN pg_locks ON pg_locks.pid = replicas.pid
-WHERE locktype = 'advisory' AND granted AND mode = 'ShareLock' AND objsubid = 2 AND classid = 2001810035
-  AND objid::bigint = (hashtext(current_schema())::bigint & 4294967295)
-  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+SELECT replicas.name, replicas.reaches
+FROM replicas
+    JOIN pg_locks AS joined ON joined.pid = replicas.pid AND joined.mode = 'ShareLock' AND joined.classid = 2001810035
+        AND joined.objid::bigint = (hashtext(current_schema())::bigint & 4294967295)
+    JOIN pg_locks AS named ON named.pid = replicas.pid AND named.mode = 'ExclusiveLock' AND named.classid = 2001810037
+        AND named.objid::bigint = (hashtext(current_schema() || ' ' || replicas.name)::bigint & 4294967295)
+    JOIN pg_database ON pg_database.oid = joined.database AND pg_database.oid = named.database
+WHERE pg_database.datname = current_database()
+  AND joined.locktype = 'advisory' AND joined.granted AND joined.objsubid = 2
+  AND named.locktype = 'advisory' AND named.granted AND named.objsubid = 2
 ORDER BY 1
 """
 #: The partitions, and whether somebody holds each. The number of a lock: 27 bits of the schema, 5 of the partition.
 PARTITIONS_NOW = """
-SELECT partition, epoch, turns, settled, owner, EXISTS (
+SELECT partition, epoch, turns, settled, owners, EXISTS (
     SELECT FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = 2001810036
       AND objid::bigint = (((hashtext(current_schema()) & -32) | partition)::bigint & 4294967295)
@@ -301,12 +311,16 @@ FROM partitions ORDER BY partition
 LOCK = "SELECT pg_try_advisory_lock(2001810036, (hashtext(current_schema()) & -32) | %s)"
 UNLOCK = "SELECT pg_advisory_unlock(2001810036, (hashtext(current_schema()) & -32) | %s)"
 TAKE = """
-UPDATE partitions SET epoch = epoch + 1, turns = turns + 1, owner = %s WHERE partition = %s AND turns = %s
+UPDATE partitions
+SET epoch = epoch + 1, turns = turns + 1, owners = array_append(array_remove(owners, %(name)s), %(name)s)
+WHERE partition = %(partition)s AND turns = %(turns)s
 RETURNING epoch
 """
 RETAKE = "UPDATE partitions SET turns = turns + 1 WHERE partition = %s AND epoch = %s RETURNING epoch"
 EPOCH = "SELECT epoch FROM partitions WHERE partition = %s"
-GIVE = "UPDATE partitions SET owner = NULL WHERE partition = %s AND epoch = %s"
+#: Nobody else may still believe that it is theirs.
+OWN = "UPDATE partitions SET owners = ARRAY[%s] WHERE partition = %s AND epoch = %s"
+GIVE = "UPDATE partitions SET owners = array_remove(owners, %s) WHERE partition = %s AND epoch = %s"
 TELL = "SELECT pg_notify(current_schema(), %s)"
 #: Replicas that are there, and those that are gone for so many seconds.
 SEEN = "UPDATE replicas SET seen = extract(epoch FROM clock_timestamp()) WHERE name = ANY(%s)"

@@ -95,10 +95,10 @@ def test_a_partition_is_held_by_one_session_and_each_taking_counts(session: Call
     assert one.take(3, 0) == 1
     assert other.take(3, 1) is None
     seen = other.beat().partitions[3]
-    assert (seen.epoch, seen.turns, seen.owner, seen.is_held) == (1, 1, "one", True)
+    assert (seen.epoch, seen.turns, seen.owners, seen.is_held) == (1, 1, ("one",), True)
     one.give([(3, 1)])
     seen = other.beat().partitions[3]
-    assert (seen.owner, seen.is_held) == (None, False)
+    assert (seen.owners, seen.is_held) == ((), False)
     assert other.take(3, 0) is None  # it is not as it was seen any more
     assert not one.beat().partitions[3].is_held
     assert other.take(3, 1) == 2
@@ -110,7 +110,7 @@ def test_what_a_session_held_is_had_again_unless_somebody_took_it(session: Calla
     assert one.take(3, 0) == 1
     assert one.take(4, 0) == 1
     end(one, other)
-    assert (other.beat().partitions[3].owner, other.beat().partitions[3].is_held) == ("one", False)
+    assert (other.beat().partitions[3].owners, other.beat().partitions[3].is_held) == (("one",), False)
     assert other.take(4, 1) == 2
     one.open()
     assert one.retake(3, 1) is True
@@ -167,6 +167,48 @@ def test_who_leaves_counts_no_more_and_hears_who_is_left(session: Callable[[str]
     assert one.leave() == ("other",)
     assert other.beat().members == ("other",)
     assert other.leave() == ()
+
+
+def test_one_that_is_gone_is_not_alive_by_the_number_of_anothers_process(
+    session: Callable[[str], Session], database: Database, server: Server
+) -> None:
+    """After a restart of a server in a container numbers come again: a share would fall to one that is not there."""
+    one = session("one")
+    end(session("gone"), one)
+    server.execute(
+        "UPDATE replicas SET pid = (SELECT pid FROM replicas WHERE name = 'one') WHERE name = 'gone'", database
+    )
+    assert one.beat().members == ("one",)
+
+
+def test_who_does_not_reach_the_broker_is_known_to_all(session: Callable[[str], Session]) -> None:
+    """What falls to it would wait, though others could publish it."""
+    one, other = session("one"), session("other")
+    assert one.beat().reaching == ("one", "other")
+    other.note_reach(False)
+    assert (one.beat().members, one.beat().reaching) == (("one", "other"), ("one",))
+    end(other, one)
+    other.open()
+    assert one.beat().reaching == ("one", "other")
+
+
+def test_who_was_not_displaced_yet_is_not_forgotten(session: Callable[[str], Session]) -> None:
+    """Whoever takes a partition next would publish beside one that was paused, and goes on."""
+    paused, one, other = session("paused"), session("one"), session("other")
+    assert paused.take(3, 0) == 1
+    end(paused, one)
+    assert one.take(3, 1) == 2
+    one.give([(3, 2)])
+    assert other.beat().partitions[3].owners == ("paused",)
+    assert one.take(3, 2) == 3
+    end(one, other)  # killed, before it displaced the other one
+    assert other.beat().partitions[3].owners == ("paused", "one")
+    assert other.take(3, 3) == 4
+    other.own([(3, 4)])
+    assert other.beat().partitions[3].owners == ("other",)
+    other.give([(3, 4)], in_order=False)
+    seen = other.beat().partitions[3]
+    assert (seen.owners, seen.is_held) == (("other",), False)
 
 
 def test_what_is_stored_or_told_wakes_every_session(

@@ -15,9 +15,11 @@ from typing import Self
 
 import pytest
 
+from bridge.replicas import ALIVE, REACH_PATIENCE, UNEVEN_PATIENCE
 from tests.postgres import Server, running
 from tests.system.conftest import MakeBridge
 from tests.system.support import PATIENCE, Bridge, Heard, Subscriber, children, status
+from tests.torture.proxy import Proxy
 
 NAMES = ("one", "two", "three")
 WORDS = ("sent", "delivered", "read")
@@ -73,6 +75,31 @@ def wait_spread(mosquitto: int, replicas: dict[str, Bridge]) -> None:
 
     with Subscriber(mosquitto, "whatsapp/bridge/replica/#") as subscriber:
         subscriber.wait_until(is_spread)
+
+
+@pytest.fixture
+def line(mosquitto: int) -> Iterator[Proxy]:
+    """Between some bridges and the broker."""
+    found = Proxy(mosquitto).start()
+    yield found
+    found.end()
+
+
+def behind(line: Proxy, bridge: Bridge) -> Bridge:
+    bridge.environment["WHATSAPP2MQTT_MQTT__URL"] = f"mqtt://127.0.0.1:{line.port}"
+    bridge.environment["WHATSAPP2MQTT_HOMEASSISTANT__DISCOVERY"] = "false"  # whose JSON the line does not know
+    return bridge
+
+
+def swallow(line: Proxy, everything: bool) -> None:
+    """From now on nothing comes through, as with a cable that is pulled; or all does again."""
+    line.swallow_to_broker = line.swallow_to_bridge = everything
+    line.cut()
+
+
+def said(bridge: Bridge, event: str) -> int:
+    """How often its log has this line."""
+    return sum(one["event"] == event for one in bridge.program.log)
 
 
 def leader(mosquitto: int) -> str:
@@ -308,6 +335,62 @@ def test_the_group_is_offline_only_when_all_are(replicas: dict[str, Bridge], mos
         witness.wait("whatsapp/bridge/state", lambda heard: heard.payload == "offline")
         for name in NAMES:
             witness.wait(f"whatsapp/bridge/replica/{name}/state", lambda heard: heard.payload == "offline")
+
+
+def test_who_does_not_reach_the_broker_leaves_its_share_to_others(
+    make_replica: Callable[[str], Bridge], mosquitto: int, line: Proxy
+) -> None:
+    """Half of all messages, or all clicks, would wait for one cable."""
+    cut = behind(line, make_replica("cut")).start()
+    wait_spread(mosquitto, {"cut": cut})
+    both = {"cut": cut, "one": make_replica("one").start()}
+    wait_spread(mosquitto, both)
+    assert leader(mosquitto) == "cut"
+    with Witness(mosquitto, "whatsapp/#") as witness:
+        swallow(line, True)
+        with Load(both) as load:
+            load.wait_for(20)
+            assert cut.post(click(1)).status == 200
+        witness.check(load, once=False)
+        witness.wait("whatsapp/event/button/gate", lambda heard: heard.json["message_id"] == "click1")
+        wait_spread(mosquitto, {"one": both["one"]})
+        assert leader(mosquitto) == "one"
+        swallow(line, False)
+        wait_spread(mosquitto, both)
+        with Load(both) as more:
+            more.wait_for(20)
+        witness.check(more, once=True)
+
+
+def test_nothing_moves_for_a_broker_that_nobody_reaches(
+    make_replica: Callable[[str], Bridge], mosquitto: int, line: Proxy
+) -> None:
+    """Partitions would go round among those that can do nothing with them; and the supervisors would restart all."""
+    both = {name: behind(line, make_replica(name)).start() for name in ("one", "two")}
+    wait_spread(mosquitto, both)
+    published = {name: said(bridge, "publishing") for name, bridge in both.items()}
+    swallow(line, True)
+    time.sleep(3 * REACH_PATIENCE + 2 * UNEVEN_PATIENCE)
+    assert {name: said(bridge, "publishing") for name, bridge in both.items()} == published
+    swallow(line, False)
+    wait_spread(mosquitto, both)
+
+
+def test_one_that_is_to_displace_another_before_the_broker_is_there_is_well(
+    make_replica: Callable[[str], Bridge], mosquitto: int, line: Proxy
+) -> None:
+    """Kubernetes would restart all that are left, over and over, for a broker that is updated."""
+    one, two = (behind(line, make_replica(name)).start() for name in ("one", "two"))
+    wait_spread(mosquitto, {"one": one, "two": two})
+    swallow(line, True)
+    one.program.end(signal.SIGKILL)
+    two.program.wait_log("another replica's connection is to be ended first")
+    time.sleep(ALIVE + 2)
+    assert two.run("healthy").returncode == 0, two.program.said
+    swallow(line, False)
+    wait_spread(mosquitto, {"two": two})
+    with Subscriber(mosquitto, "whatsapp/bridge/replica/#") as there:
+        there.wait("whatsapp/bridge/replica/one/state", lambda heard: heard.payload == "offline")
 
 
 def test_whom_one_forgets_none_tells_home_assistant_about(replicas: dict[str, Bridge], mosquitto: int) -> None:
