@@ -54,9 +54,9 @@ def look(root: Path, version: str) -> None:
         problems.append("there are changes that are not committed")
     if not notes(root).strip():
         problems.append("nothing stands below [Unreleased] in CHANGELOG.md")
-    if schema() not in {kept(file) for file in root.glob("tests/upgrades/*/journal.db")}:
+    if unkept := [what for what, is_kept in kept(root / "tests/upgrades").items() if not is_kept]:
         problems.append(
-            f"no journal with schema {schema()} is kept for later versions to upgrade: "
+            f"no {' and no '.join(unkept)} is kept for later versions to upgrade: "
             f"python -m tests.upgrades.make {version}"
         )
     if problems:
@@ -81,16 +81,24 @@ def section(root: Path, version: str) -> str:
     return text.partition("\n")[2].partition("\n## [")[0]
 
 
-def schema() -> int:
-    """The journal's, of this version."""
+def kept(folder: Path) -> dict[str, bool]:
+    """What the tests of upgrades need of this version, and whether they have it."""
     sys.path.insert(0, str(ROOT))
-    from bridge.journal.sqlite import MIGRATIONS
+    from bridge.journal import sqlite, statements
+    from tests.upgrades.make import lacking
 
-    return len(MIGRATIONS)
+    in_files = {schema_of(file) for file in folder.glob("*/journal.db")}
+    in_databases = " ".join(file.read_text() for file in folder.glob("*/journal.sql"))
+    here, there = len(sqlite.MIGRATIONS), len(statements.MIGRATIONS)
+    settings = [json.loads(file.read_text()) for file in folder.glob("*/means.json")]
+    return {
+        f"journal with schema {here}": here in in_files,
+        f"journal of PostgreSQL with schema {there}": f" IS 'whatsapp2mqtt {there}';" in in_databases,
+        "settings file with every setting": not all(map(lacking, settings)),
+    }
 
 
-def kept(journal: Path) -> int:
-    """The schema of a journal that is kept for the tests of upgrades."""
+def schema_of(journal: Path) -> int:
     db = apsw.Connection(str(journal), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         return int(db.pragma("user_version"))

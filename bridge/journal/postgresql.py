@@ -805,11 +805,20 @@ def bring_up(db: psycopg.Connection[Any], database: Database, version: int) -> N
     if version > len(sql.MIGRATIONS):
         raise JournalError(
             f"journal {database}: was written by a newer version (schema {version}, this one knows "
-            f"{len(sql.MIGRATIONS)}); install that version again, or set journal.url to another database"
+            f"{len(sql.MIGRATIONS)}); install that version again, or bring back what pg_dump saved before the upgrade "
+            "(docs/postgresql.md), or set journal.url to another database"
         )
     if version == len(sql.MIGRATIONS):
         return
-    if version == 0:
+    if version:
+        # Unlike a file, a database is not copied: how large it is, and where there is room, its owner knows.
+        log.info(
+            "the journal's schema is brought to this version; the way back is what pg_dump saved before",
+            journal=str(database),
+            schema=version,
+            now=len(sql.MIGRATIONS),
+        )
+    else:
         db.execute(f'CREATE SCHEMA "{database.schema}"'.encode())
     for script in sql.MIGRATIONS[version:]:
         db.execute(script.encode())

@@ -149,8 +149,10 @@ def test_a_dry_run_keeps_nothing(copy: Path) -> None:
         (
             NEXT,
             "rm -r tests/upgrades/*/journal.db",
-            "is kept for later versions to upgrade: python -m tests.upgrades.make",
+            "no journal with schema 1 is kept for later versions to upgrade: python -m tests.upgrades.make 9.9.9",
         ),
+        (NEXT, "rm tests/upgrades/*/journal.sql", "no journal of PostgreSQL with schema 1 is kept"),
+        (NEXT, "sed -i /webhook.drain/d tests/upgrades/*/means.json", "no settings file with every setting is kept"),
     ],
 )
 def test_what_is_not_ready_is_not_released(copy: Path, version: str, change: str, words: str) -> None:

@@ -24,7 +24,8 @@ from bridge.journal import sqlite as module
 from bridge.journal.care import drop_old_versions, old_versions, prepare, restore
 from bridge.journal.sqlite import MIGRATIONS, SqliteJournal
 from bridge.migrate import migrate
-from tests.upgrades.make import means
+from tests.upgrades import make
+from tests.upgrades.make import lacking, means
 
 KEPT = Path(__file__).parents[1] / "upgrades"
 RELEASES = sorted(folder.name for folder in KEPT.iterdir() if (folder / "journal.db").exists())
@@ -189,7 +190,27 @@ class TestSettings:
     def test_the_settings_of_every_release_mean_what_they_meant(self, release: str) -> None:
         """A bridge that does not start after an upgrade loses what WhatsApp does not send again."""
         meant = json.loads((KEPT / release / "means.json").read_text())
-        assert means(KEPT / release / "config.yaml").items() >= meant.items()
+        now = means(KEPT / release)
+        assert set(now) == set(meant)
+        assert all(now[file].items() >= meaning.items() for file, meaning in meant.items())
+
+    def test_the_newest_ones_name_every_setting(self) -> None:
+        """What none of them names may lose its meaning in a later version, and no test would tell."""
+        assert lacking(means(KEPT / RELEASES[-1])) == []
+
+    def test_for_a_release_it_is_said_which_are_to_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever releases would read a stack of Python errors, and leave an empty folder behind."""
+        monkeypatch.setattr(make, "KEPT", tmp_path)
+        with pytest.raises(SystemExit, match=r"write .*/9.9.9/config.yaml first.* not: webhook.listen, "):
+            make.main("9.9.9")
+        assert list(tmp_path.iterdir()) == []
+        shutil.copytree(KEPT / RELEASES[-1], tmp_path / "9.9.9")
+        file = tmp_path / "9.9.9/config.yaml"
+        file.write_text(file.read_text().replace("  drain: 5s\n", ""))
+        with pytest.raises(SystemExit, match=r"these are not: webhook.drain$"):
+            make.main("9.9.9")
 
     def test_a_name_of_an_older_version_goes_on_to_work_and_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
