@@ -106,8 +106,8 @@ def test_to_check_settings_loads_no_server() -> None:
     assert not loaded & {"granian", "paho", "apsw", "bottle", "jinja2", "waitress", "werkzeug", "prometheus_client"}
 
 
-def test_the_newest_python_is_named_where_all_have_wheels_for_it() -> None:
-    """Installers and people look there; the workflows try the same ones."""
+def test_the_package_names_the_pythons_that_it_is_for() -> None:
+    """Installers and people look there; for each, scripts/lock finds wheels of all that comes along."""
     named = {line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)}
     assert named == {"3.11", "3.12", "3.13", "3.14"}
     assert distribution("whatsapp2mqtt").metadata["Requires-Python"] == ">=3.11"
