@@ -85,8 +85,9 @@ class House:
         for name in SERVICES:
             if name != "postgresql":
                 self.start(name)
-        for name in BRIDGES:
+        for name in (*BRIDGES, "haproxy"):
             self.wait_healthy(name)
+        for name in BRIDGES:
             self.program(name).wait_log("connected")
 
     def __exit__(self, *_: object) -> None:
@@ -97,7 +98,7 @@ class House:
         """What is said to a container, for its process here."""
         text = re.sub(r"\b((?:bridge|nats)-\d):", lambda found: f"{self.address[found[1]]}:", text)
         # Where it listens; not the name server of Docker's.
-        text = re.sub(r"(?<![\d.])(0\.0\.0\.0|127\.0\.0\.1):", f"{self.address[service]}:", text)
+        text = re.sub(r"(?<![\d.])(0\.0\.0\.0|127\.0\.0\.1)(?=[:/]\d)", self.address[service], text)
         text = text.replace("bind :", f"bind {self.address[service]}:")
         return text.replace("@postgresql/", f"@127.0.0.1:{self._database.port}/")
 
@@ -131,13 +132,18 @@ class House:
     def program(self, name: str) -> Program:
         return self._running[name]
 
-    def wait_healthy(self, name: str) -> None:
-        """As `docker compose up --wait` does, with the file's own health check."""
+    def is_healthy(self, name: str) -> bool:
+        """What the file's own health check says."""
         check = SERVICES[name]["healthcheck"]["test"]
-        assert check[:2] == ["CMD", "python3"]
-        command = [sys.executable, *(self.here(unescaped(word), name) for word in check[2:])]
+        assert check[0] == "CMD"
+        command = [self.here(unescaped(word), name) for word in check[1:]]
+        command[0] = {"python3": sys.executable}.get(command[0], command[0])
+        return subprocess.run(command, check=False, capture_output=True, timeout=PATIENCE).returncode == 0
+
+    def wait_healthy(self, name: str, *, healthy: bool = True) -> None:
+        """As `docker compose up --wait` does."""
         for _ in range(300):
-            if subprocess.run(command, check=False, capture_output=True, timeout=PATIENCE).returncode == 0:
+            if self.is_healthy(name) is healthy:
                 return
             assert not self.program(name).has_ended, self.program(name).said
             threading.Event().wait(0.1)
@@ -281,6 +287,15 @@ def test_what_is_restarted_or_killed_costs_no_callback(house: House) -> None:
         assert house.post(status("the-last")).status == 200
         with house.home_assistant() as late:  # by haproxy, at a node that lives
             late.wait("whatsapp/the-last/status")
+
+
+def test_haproxy_is_not_well_while_it_has_no_bridge(house: House) -> None:
+    """`up --wait` would say that all is ready, and the first callbacks would be refused."""
+    house.wait_healthy("haproxy")
+    for name in BRIDGES:
+        house.program(name).end(signal.SIGKILL)
+    house.wait_healthy("haproxy", healthy=False)
+    assert house.post(status("m")).status == 503
 
 
 def test_the_settings_are_safe_as_they_stand(tmp_path: Path) -> None:
