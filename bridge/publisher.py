@@ -651,8 +651,10 @@ class Publisher:
                 "connection": f"{random.getrandbits(64):016x}",
             }
         )
-        self._send(Flight(self._full(self._part.state), b"online", retain=True))
+        # First what has to come back: a NATS cluster that had only just made its streams acknowledged the first
+        # publication, and did not keep it.
         self._send(Flight(self._full(self._part.info), self._announcement, retain=True))
+        self._send(Flight(self._full(self._part.state), b"online", retain=True))
 
     def _ask(self, now: float) -> None:
         self._asked_at = now

@@ -588,6 +588,29 @@ def test_a_broker_that_drops_silently_what_is_not_allowed_is_found_out(
     there.wait_for_message("whatsapp/event/status/sent", count=5)
 
 
+def test_a_broker_that_lost_the_first_publication_has_all_of_it_at_last(
+    broker: AnyBroker,
+    tap: Tapping,
+    subscriber: Subscribe,
+    bridge_publisher: Publishing,
+    quick_retries: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A NATS cluster that had only just begun acknowledged it: the bridge was `offline` for everyone who came later."""
+    monkeypatch.setattr(publisher, "CANARY_AGAIN", 0.1)
+    monkeypatch.setattr(publisher, "CANARY_GIVE_UP", 1.0)
+    between = tap(broker.port)
+    between.swallows = lambda _: not between.published
+    bridge = bridge_publisher(between.url(), broker.protocol)
+    bridge.accept(status())
+    bridge.wait_settled()
+
+    late = subscriber(broker.port, "whatsapp/bridge/#", protocol=broker.protocol)
+
+    assert late.wait_for_message("whatsapp/bridge/state").payload == b"online"
+    assert late.wait_for_message("whatsapp/bridge/info").retain
+
+
 # --- one bad thing harms only itself ----------------------------------------------------------------------------------
 
 
