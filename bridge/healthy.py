@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
-from contextlib import closing, suppress
+from contextlib import suppress
 
-from bridge.config import Address, Settings
-from bridge.running import PATIENCE, NotRunningError, ask
+from bridge.config import Settings
+from bridge.running import NotRunningError, answers, ask
 
 
 def unwell(settings: Settings) -> str | None:
@@ -17,19 +16,9 @@ def unwell(settings: Settings) -> str | None:
     with suppress(PermissionError):  # of which `ask` tells
         if not settings.journal_path.with_suffix(".admin").exists():
             listen = settings.webhook.listen
-            return None if _answers(listen) else f"nothing answers at http://{listen}"
+            return None if answers(listen) else f"nothing answers at http://{listen}"
     try:
         code, _ = ask(settings, "healthz")
     except NotRunningError as error:
         return str(error)
     return None if code == 200 else f"/healthz says {code}: a part of the bridge hangs"
-
-
-def _answers(listen: Address) -> bool:
-    with closing(http.client.HTTPConnection(listen.nearby, listen.port, timeout=PATIENCE)) as connection:
-        try:
-            connection.request("HEAD", "/")
-            connection.getresponse()
-        except (OSError, http.client.HTTPException):
-            return False
-        return True

@@ -1,5 +1,7 @@
 """What receivers count, in memory that they share with the main process: callbacks, answers, and how long they took.
 
+Beside it stands when the receiver last took a turn.
+
 A receiver is another process, and may be killed at any moment. Each has a row of numbers of its own in a piece of
 shared memory, so counting is an addition: no lock between processes, no file, nothing to clean up, and nothing that a
 full disk could hurt. A receiver that takes the place of a dead one goes on with its row, so no number ever falls.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from multiprocessing.reduction import DupFd
@@ -43,7 +46,9 @@ _SECONDS_AT = _ENTRIES_AT + len(ENTRIES)
 _SUM_AT = _SECONDS_AT + len(SECONDS) + 1
 _LAST_AT = _SUM_AT + 1
 _LIMITS_AT = _LAST_AT + 1
-_ROW = _LIMITS_AT + len(LIMITS)
+_PID_AT = _LIMITS_AT + len(LIMITS)
+_BEAT_AT = _PID_AT + 1
+_ROW = _BEAT_AT + 1
 #: The shared memory begins with numbers that the main process writes: until when somebody watches, and the place of
 #: the log level in `LOG_LEVELS`.
 _HEAD = 2
@@ -102,7 +107,9 @@ class Meters:
             except OSError:
                 continue
             start = _HEAD + row * _ROW
-            return Meter(self._cells[start : start + _ROW], self._cells[:_HEAD])
+            meter = Meter(self._cells[start : start + _ROW], self._cells[:_HEAD])
+            meter.beat()
+            return meter
         return Meter()  # never seen; counting is not worth a receiver
 
     def read(self) -> Counted:
@@ -117,6 +124,11 @@ class Meters:
             last=max(row[_LAST_AT] for row in rows),
             limited={who: int(total[_LIMITS_AT + place]) for place, who in enumerate(LIMITS)},
         )
+
+    def beats(self) -> dict[int, float]:
+        """When each receiver last took a turn (seconds that never jump), by its process id; also those of dead ones."""
+        rows = [self._cells[at : at + _ROW] for at in range(_HEAD, _HEAD + self._rows * _ROW, _ROW)]
+        return {int(row[_PID_AT]): row[_BEAT_AT] for row in rows if row[_PID_AT]}
 
     def watch(self, until: float) -> None:
         """Have receivers also show what they get, up to this time (seconds since boot)."""
@@ -182,6 +194,11 @@ class Meter:
         for place, count in enumerate(counts, _ENTRIES_AT):
             if count:
                 self._row[place] += count
+
+    def beat(self) -> None:
+        """Note that this process takes its turns."""
+        self._row[_BEAT_AT] = time.monotonic()
+        self._row[_PID_AT] = os.getpid()
 
     def limited(self, who: str) -> None:
         """Count a request that was one too many, of one of `LIMITS`."""

@@ -59,6 +59,13 @@ RETRY_AFTER = 5
 #: So many objects more than were given back have Python look for cycles among them.
 GARBAGE = 10_000
 
+#: Seconds between two signs that the event loop takes its turns.
+BEAT = 2.0
+
+#: By which the bridge itself asks, every few seconds, whether a receiver answers. It is not counted, as whoever comes
+#: through a tunnel on this machine has the same address; and nothing can be guessed by it.
+QUESTION = ("HEAD", "/")
+
 _LATER = {"Retry-After": str(RETRY_AFTER)}
 _JSON = ("Content-Type", "application/json")
 
@@ -266,6 +273,11 @@ class Receiver:
         if scope.method != "HEAD":  # by which the bridge itself asks whether a receiver answers
             self._meter.answered(code, time.perf_counter() - began, time.time())
 
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The event loop is about to begin: from now on it shows that it takes its turns."""
+        self._meter.beat()
+        loop.call_later(BEAT, self.__rsgi_init__, loop)
+
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """The last request was answered."""
         self._end()
@@ -281,7 +293,9 @@ class Receiver:
                 return self._turn_away(_visitor(scope), _not_found())
             return await self._receive(scope, exchange, **found)
         answer = self._ask_bottle(scope)
-        return self._turn_away(_visitor(scope), answer) if answer.status_code in (403, 404) else answer
+        if answer.status_code not in (403, 404) or (scope.method, scope.path) == QUESTION:
+            return answer
+        return self._turn_away(_visitor(scope), answer)
 
     # --- callbacks -----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""To ask the bridge that runs on this machine: at the address and with the token that it leaves beside its journal."""
+"""To ask the bridge that runs on this machine: at the address and with the token that it leaves beside its journal.
+
+And to ask its webhook whether it answers, for which one needs to know no more than where it listens.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from bridge.config import Settings
+from bridge.config import Address, Settings
 
 #: Seconds that an answer may take.
 PATIENCE = 5.0
@@ -60,3 +63,19 @@ def ask(settings: Settings, path: str, body: object = None) -> tuple[int, Any]:
             return answer.status, json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NotRunningError(f"nothing answers at {key['url']}; the bridge has ended, or hangs") from error
+
+
+def answers(webhook: Address, patience: float = PATIENCE) -> bool:
+    """Whether the webhook answers: a connection would be accepted by the kernel without anybody behind it.
+
+    Args:
+        webhook: Where it listens.
+        patience: Seconds that it may take.
+    """
+    with closing(http.client.HTTPConnection(webhook.nearby, webhook.port, timeout=patience)) as connection:
+        try:
+            connection.request("HEAD", "/")
+            connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            return False
+        return True

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import http.client
 import multiprocessing
 import os
 import platform
@@ -47,7 +46,9 @@ from bridge.model import Kind
 from bridge.ports import BACKLOG, PortError, bound, check_free, listen
 from bridge.privacy import Veil, masked
 from bridge.publisher import Publisher, PublisherSettings
+from bridge.pulse import Pulse
 from bridge.requests import Requests
+from bridge.running import answers
 from bridge.secret import veil_of
 from bridge.strength import weak_secrets
 from bridge.tap import tap_of
@@ -204,6 +205,7 @@ class _Bridge:
             EmbeddedBroker(settings.mqtt.embedded, state_directory() / "broker", program) if program else None
         )
         self._meters = Meters(settings.webhook.workers)
+        self._pulse = Pulse(self._meters, self._receiver_pids)
         self._log_level = LogLevel(settings.log.level, self._meters, self._receiver_pids)
         self._requests = self._publisher.requests = self._take_requests()
         self._page = self._listen(loaded)
@@ -273,6 +275,15 @@ class _Bridge:
         )
         return functools.partial(receiver.load, settings, os.getpid())
 
+    def _end_who_hangs(self, seconds: float) -> None:
+        """End a receiver that hangs: granian starts another in its place."""
+        if (pid := self._pulse.look(seconds)) is None:
+            return
+        log.error("a receiver hangs; it is ended and started anew", pid=pid)
+        for worker in list(self._server.wrks):
+            if worker.inner.pid == pid:
+                worker.inner.kill()  # not the worker's own `kill`, after which granian would start no other
+
     def _receiver_pids(self) -> list[int]:
         return [worker.inner.pid for worker in list(self._server.wrks) if worker.inner.pid is not None]
 
@@ -310,6 +321,7 @@ class _Bridge:
             self._publisher,
             self._keeper,
             self._meters,
+            self._pulse,
             self._engine.browsable(),
             lambda: self._server.is_draining,
         )
@@ -396,7 +408,7 @@ class _Bridge:
 
     def _beat(self) -> None:
         """Tell systemd (and whoever asked) that callbacks are taken, and then that all threads live."""
-        while not _answers(self._settings.webhook.listen):
+        while not answers(self._settings.webhook.listen):
             if self._stopping.wait(0.02):
                 return
         log.info("ready", webhook=f"http://{self._settings.webhook.listen}{self._settings.webhook.path}")
@@ -406,6 +418,7 @@ class _Bridge:
             self._on_ready(Ready(self._settings.webhook.listen, str(self._publisher.broker), page))
         interval = min(HEARTBEAT, (systemd.watchdog_interval() or HEARTBEAT * 3) / 3)
         while not self._stopping.wait(interval):
+            self._end_who_hangs(interval)
             if self._publisher.is_alive():
                 status = "connected" if self._publisher.connected else (self._publisher.trouble or "connecting")
                 systemd.notify(WATCHDOG=1, STATUS=masked(status))
@@ -557,19 +570,6 @@ def _inherited_listener(listen: Address) -> socket.socket | None:
             "the same: `whatsapp2mqtt install-service` does"
         )
     return listener
-
-
-def _answers(address: Address) -> bool:
-    """Whether the webhook answers: systemd's socket would accept a connection without anybody behind it."""
-    connection = http.client.HTTPConnection(address.nearby, address.port, timeout=5)
-    try:
-        connection.request("HEAD", "/")
-        connection.getresponse()
-        return True
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _listen(address: Address) -> socket.socket:

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from bridge import __version__
-from bridge.broker import accepts
 from bridge.config import Loaded, Settings
 from bridge.journal import Browsable, JournalError, NotStoredError, UnreachableError
 from bridge.keeper import Keeper
 from bridge.meter import Meters
 from bridge.model import iso_utc
 from bridge.publisher import Publisher
+from bridge.pulse import Pulse
+from bridge.running import answers
 
 if TYPE_CHECKING:
     from bridge.replicas import Group
 
 #: Seconds for which an answer about the disk or the receiver is good.
 FRESH = 3.0
+#: Seconds within which the receiver must answer: a load balancer that asks us has little more patience.
+ANSWER = 2.0
 
 
 class Light(StrEnum):
@@ -52,6 +55,7 @@ class Sources:
     publisher: Publisher | Group
     keeper: Keeper
     meters: Meters
+    pulse: Pulse
     journal: Browsable
     is_draining: Callable[[], bool] = lambda: False
 
@@ -101,8 +105,8 @@ class Watch:
         self._answers: dict[str, tuple[float, str | None]] = {}
 
     def is_alive(self) -> bool:
-        """Whether the threads that carry the bridge take their turns."""
-        return self._sources.publisher.is_alive()
+        """Whether the threads and receivers that carry the bridge take their turns."""
+        return self._sources.publisher.is_alive() and self._sources.pulse.trouble() is None
 
     def not_ready(self) -> list[str]:
         """Why callbacks should go elsewhere, in words; empty: they can be stored."""
@@ -170,7 +174,7 @@ class Watch:
 
     def _webhook_lamp(self, answers: dict[int, int], last: float | None) -> Lamp:
         name = "Webhook"
-        if why := self._recently("webhook", self._webhook):
+        if why := self._sources.pulse.trouble() or self._recently("webhook", self._webhook):
             return Lamp(name, Light.TROUBLE, why)
         turned_away = answers[401] + answers[403]
         if answers[503] and last is None:
@@ -220,7 +224,9 @@ class Watch:
 
     def _webhook(self) -> str | None:
         listen = self._sources.settings.webhook.listen
-        return None if accepts(listen) else f"nobody listens at {listen}; the receiver is being started again"
+        if answers(listen, ANSWER):
+            return None
+        return f"nothing answers at {listen} for {ANSWER:.0f} seconds; a receiver that ended or hangs is started anew"
 
     def _store(self) -> str | None:
         try:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
+from bridge.meter import Meters
 from tests.system.conftest import MakeBridge
+from tests.system.support import Bridge, children, command_line, status
+from tests.system.test_admin import ask, until
 
 
 @pytest.mark.parametrize(
@@ -43,3 +48,61 @@ def test_a_main_process_that_hangs_is_not_healthy(make_bridge: MakeBridge) -> No
     finally:
         os.kill(bridge.pid, signal.SIGCONT)
     assert bridge.run("healthy").returncode == 0
+
+
+def receivers(bridge: Bridge) -> list[int]:
+    return [pid for pid in children(bridge.pid) if "spawn_main" in command_line(pid)]
+
+
+def beats(bridge: Bridge) -> dict[int, float]:
+    """What receivers leave in the memory that they share with the main process."""
+    files = Path(f"/proc/{bridge.pid}/fd").iterdir()
+    memory = next(one for one in files if "memfd:whatsapp2mqtt" in os.path.realpath(one))
+    return Meters(2, os.open(memory, os.O_RDWR)).beats()
+
+
+def test_a_receiver_that_hangs_is_told_and_started_anew(make_bridge: MakeBridge) -> None:
+    """The kernel still takes connections for it, and no callback ever gets an answer."""
+    bridge = make_bridge().start()
+    hangs = bridge.receiver
+    os.kill(hangs, signal.SIGSTOP)
+    ready = until(lambda: (found := ask(bridge, "/readyz")).status == 503 and found)
+    assert "nothing answers at" in ready.json["why"][0]
+    lamp = until(lambda: (found := ask(bridge, "/api/status").json["webhook"])["state"] == "trouble" and found)
+    assert "nothing answers at" in lamp["why"]
+    until(lambda: ask(bridge, "/healthz").json == {"alive": False})
+    told = bridge.run("healthy")
+    assert (told.returncode, "/healthz says 503" in told.stderr) == (1, True)
+    assert "the receiver hangs" in ask(bridge, "/api/status").json["webhook"]["why"]
+    assert bridge.post(status("m1")).status == 200, "it waits for the new one"
+    assert bridge.receiver != hangs
+    until(lambda: bridge.run("healthy").returncode == 0)
+    until(lambda: ask(bridge, "/readyz").status == 200)
+    lines = [line for line in bridge.program.log if "hang" in line["event"]]
+    assert [line["pid"] for line in lines] == [hangs]
+    assert bridge.program.end() == 0
+
+
+def test_one_of_several_receivers_that_hangs_is_told_and_started_anew(make_bridge: MakeBridge) -> None:
+    """The others answer, so nobody looks; and what this one has accepted gets no answer."""
+    bridge = make_bridge(webhook__workers="2")
+    script = bridge.folder / "impatient.py"
+    script.write_text(
+        "from bridge import pulse, service\n"
+        "from bridge.cli import main\n"
+        "pulse.LATE, pulse.HANGS, service.HEARTBEAT = 5.0, 10.0, 1.0\n"
+        "main()\n"
+    )
+    bridge.command = [sys.executable, script, "run"]
+    bridge.start()
+    until(lambda: len(beats(bridge)) == 2)
+    hangs, well = receivers(bridge)
+    os.kill(hangs, signal.SIGSTOP)
+    until(lambda: ask(bridge, "/healthz").json == {"alive": False})
+    assert "1 of 2 receivers hang" in ask(bridge, "/api/status").json["webhook"]["why"]
+    assert bridge.program.wait_log("a receiver hangs; it is ended and started anew")["pid"] == hangs
+    until(lambda: ask(bridge, "/healthz").json == {"alive": True})
+    until(lambda: len(receivers(bridge)) == 2)
+    assert well in receivers(bridge)
+    assert hangs not in receivers(bridge)
+    assert bridge.program.end() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 
 import pytest
 
@@ -78,6 +79,18 @@ def test_entries_are_told_apart_by_kind_and_outcome(
     meters = Meters(1)
     meters.claim().counted(clicks, outcome, ignored=0, dead=0)
     assert tuple(meters.read().entries.values())[:4] == expected
+
+
+def test_a_receiver_shows_that_it_takes_its_turns() -> None:
+    """One that hangs could not be told from one that has nothing to do."""
+    meters = Meters(2)
+    assert meters.beats() == {}
+    meter = meters.claim()
+    first = meters.beats()
+    assert list(first) == [os.getpid()]
+    while meters.beats() == first:
+        meter.beat()
+    assert meters.beats()[os.getpid()] > first[os.getpid()]
 
 
 def test_an_answer_nobody_thought_of_is_counted_too() -> None:

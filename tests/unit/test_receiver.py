@@ -730,7 +730,7 @@ class TestTooMany:
         [
             ("POST", "/else", "", {}),
             ("GET", "/else", "", {}),
-            ("HEAD", "/", "", {}),
+            ("HEAD", "/else", "", {}),
             ("PUT", "/webhook/x", "", {}),
             ("GET", "/webhook", "hub.mode=subscribe&hub.verify_token=wrong&hub.challenge=1", {}),
             ("POST", "/webhook", "", {"HTTP_X_WEBHOOK_TOKEN": "wrong"}),
@@ -752,6 +752,12 @@ class TestTooMany:
         assert call(app, HTTP_X_WEBHOOK_TOKEN="right", **hub("secret")).status == 200
         query = "hub.mode=subscribe&hub.verify_token=verify&hub.challenge=1"
         assert call(app, Unread(), method="GET", query=query).status == 200
+
+    def test_the_bridges_own_question_is_not_counted(self, house: House) -> None:
+        """It is asked every few seconds: who comes through a tunnel on the same machine would be told 429 for it."""
+        app = house.app(auth=self.AUTH)
+        assert {call(app, method="HEAD", path="/").status for _ in range(2 * FAILURES)} == {404}
+        assert self.knock(app, 1) == [401]
 
     def test_a_known_sender_may_make_mistakes(self, house: House) -> None:
         """A wrong media type is the sender's own trouble: it must read what is wrong each time."""
