@@ -185,7 +185,7 @@ def _stands_in(file: Path, wanted: Wanted) -> bool:
         with file.open("rb") as opened:
             tail = b""
             while chunk := opened.read(SLICE):
-                if next(wanted.places(tail + chunk), None) is not None:
+                if wanted.stands_in(tail + chunk):
                     return True
                 tail = chunk[-OVERLAP:]
     except OSError:

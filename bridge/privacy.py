@@ -27,6 +27,7 @@ import orjson
 
 from bridge import topics
 from bridge.model import ButtonClick, Update
+from bridge.spellings import BEFORE, GAP, PLUS, SEPARATORS, WIDE_GAP, undisguised
 from bridge.topics import Entry
 
 #: Keys of callbacks whose values are people: numbers, users, groups.
@@ -48,9 +49,11 @@ WORD_KEYS = frozenset(("payload", "title"))
 #: Keys whose values are digits and never a person's: times, codes, the template's id.
 NUMERIC_KEYS = re.compile(r".*(timestamp|time|_at|code|count|amount|expir\w*)|templateId|template_id").fullmatch
 
-GAP = r"[ \u00a0().\-/]{0,2}"
 #: 7 to 15 digits (ITU-T E.164 has no longer ones), as people write them.
-_NUMBER = rf"(?:\+|(?<!\d))\(?\d(?:{GAP}\d){{6,14}}(?!\d)"
+_NUMBER = rf"(?:{PLUS}|(?<!\d))\(?\d(?:{WIDE_GAP}\d){{6,14}}(?!\d)"
+#: Commas stand in numbers as well, in groups, but also in amounts (1,234,567.89) and lists.
+_AMOUNT = r"\d{1,3}(?:,\d{3}){1,2}(?!,?\d)"
+_COMMAS = rf"(?<!\d)(?<!\d[,.])(?!{_AMOUNT})(?=(?:\d,?){{7,15}}(?![\d,]))\d{{1,5}}(?:,\d{{2,5}}){{2,4}}(?!\d)"
 _RUN = re.compile(r"(?<!\d)\d{7,15}(?!\d)")
 # Each begins where nothing of its kind stands before it, and gives nothing back: no text takes more than one look.
 _VEILED = r"h-[0-9a-f]{16}(?:@[\w.]+)?(?!\w)|(?<!\*)\*{3,}+[^\s*]{0,4}(?:@[\w.]+)?(?![\w*])"
@@ -58,14 +61,14 @@ _WAMID = r"wamid\.[A-Za-z0-9+/_=\-]+"
 _WORD = r"[A-Za-z0-9+/_\-]{12,}={0,2}"
 _DATE = r"(?<!\d)\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:\.\d{1,9})?)?(?![\d-])"
 _PARTS = re.compile(
-    rf"(?P<veiled>{_VEILED})|(?P<wamid>{_WAMID})|(?P<date>{_DATE})|(?P<word>{_WORD})|(?P<number>{_NUMBER})"
+    rf"(?P<veiled>{_VEILED})|(?P<wamid>{_WAMID})|(?P<date>{_DATE})|(?P<word>{_WORD})|(?P<commas>{_COMMAS})"
+    rf"|(?P<number>{_NUMBER})"
 )
 is_veiled = re.compile(_VEILED).fullmatch
 _IS_OPAQUE = re.compile(r"(?:wamid\.|id\.)?(?:[0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})")
-_INTERNATIONAL = re.compile(rf"\+\(?\d(?:{GAP}\d){{6,14}}(?!\d)")
-is_phone_like = re.compile(r"[+\d][\d ().\-/\u00a0]*").fullmatch
-#: Digits in the disguises of a text that was not parsed: JSON's escapes and a form's.
-DISGUISED_DIGIT = re.compile(r"\\u003(\d)|%3(\d)")
+_INTERNATIONAL = re.compile(rf"{PLUS}\(?\d(?:{GAP}\d){{6,14}}(?!\d)")
+is_phone_like = re.compile(rf"{BEFORE}{PLUS}?{BEFORE}\d[\d{SEPARATORS}]*").fullmatch
+_UNUSUAL = re.compile("[,_]")
 ANY_WORD = re.compile(_WORD)
 
 #: So many people of one callback are looked for within words, too; of more, whole words alone: the time that takes
@@ -196,7 +199,6 @@ class Veil:
             return NOT_KEPT.format(len(body)).encode()
         if "\0" in text:  # UTF-16, or something packed
             return NOT_KEPT.format(len(body)).encode()
-        text = DISGUISED_DIGIT.sub(lambda found: found[1] or found[2], text)
         return _Sight(self, (), ()).text(text).encode()
 
     def person(self, text: str) -> str:
@@ -223,6 +225,8 @@ def canonical(text: str) -> str:
     """A number without what people put between its digits; any other text as it is."""
     if not is_phone_like(text):
         return text
+    if "(0)" in text:  # what is dialled within a country, after its code
+        text = text.replace("(0)", "")
     digits = "".join(str(int(one)) for one in text if one.isdecimal())
     return digits.removeprefix("00")
 
@@ -271,7 +275,10 @@ class _Sight:
         return self._search(text, _INTERNATIONAL, self._unique)
 
     def text(self, text: str) -> str:
-        """Any other text: all that reads like a number goes."""
+        """Any other text: all that reads like a number goes, and that as an address or a form writes it."""
+        plain = undisguised(text)
+        if plain != text and (veiled := self._search(plain, _PARTS, self._part)) != plain:
+            return veiled
         return self._search(text, _PARTS, self._part)
 
     def _search(self, text: str, pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str]) -> str:
@@ -291,12 +298,16 @@ class _Sight:
 
     def _part(self, found: re.Match[str]) -> str:
         kind, text = found.lastgroup, found[0]
-        if kind == "number":
-            return self._replaced(text)
+        if kind in ("number", "commas"):
+            return self._replaced(_UNUSUAL.sub("", text))
         if kind in ("wamid", "word"):
             veiled = self._encoded(found)
             # Not encoded, but written within a longer word.
-            return _BARE.sub(lambda one: self._replaced(one[0]), text) if veiled == text and kind == "word" else veiled
+            return (
+                _BARE.sub(lambda one: self._replaced(_UNUSUAL.sub("", one[0])), text)
+                if veiled == text and kind == "word"
+                else veiled
+            )
         return text
 
     def _encoded(self, found: re.Match[str]) -> str:
@@ -372,27 +383,42 @@ def _people(root: Any) -> tuple[set[str], set[str]]:
 
 # --- logs --------------------------------------------------------------------------------------------------------
 
-#: Narrower than in callbacks: addresses, times and sizes must stay readable in a log.
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_APART = f"[{SEPARATORS}]{{1,4}}"
+#: Groups of digits, as numbers have them and versions, ports and sizes seldom.
+_GROUPS = (
+    rf"(?:\(\d{{1,5}}\)[{SEPARATORS}]{{0,2}}\d{{2,5}}|\d{{2,5}}{_APART}\d{{2,5}}|\d{_APART}\(?\d{{3,5}})"
+    rf"(?:{_APART}\d{{2,5}}){{1,4}}(?!\d)"
+)
+#: Narrower than in callbacks: addresses, times, versions and sizes must stay readable in a log.
 _LOGGED = re.compile(
-    r"(?P<moment>(?<!\d)\d{8}T\d{6}(?!\d))"
+    r"(?P<moment>(?<!\d)\d{8}T\d{6}(?!\d)"
+    r"|(?<!\d)(?:19|20)\d\d(?P<dash>[\-/.])[01]\d(?P=dash)[0-3]\d(?![\d\-/])"
+    r"|(?<!\d)\d\d?:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?!\d))"
+    rf"|(?P<address>(?<![\d.])(?:{_OCTET}\.){{3}}{_OCTET}(?!\d|\.\d))"
     r"|(?P<wamid>wamid\.(?:[A-Za-z0-9+/_=\-]|%(?:2B|2F|3D))+)"
+    rf"|(?P<international>{PLUS}\(?\d(?:{GAP}\d){{6,14}}(?!\d))"
     r"|(?P<word>[A-Za-z0-9+_\-]{12,}={0,2})"  # no slash: it parts topics and paths, and no encoded digit needs one
-    rf"|(?P<number>\+\(?\d(?:{GAP}\d){{6,14}}(?!\d)|\d{{7,}}|(?<!\d)\d{{2,5}}(?:[ \-]\d{{2,5}}){{2,4}}(?!\d))"
+    rf"|(?P<number>\d{{7,}}|{_COMMAS}|(?<!\d)(?<!\d\.){_GROUPS})"
 )
 
-
 #: Digits within a longer word, but for a moment as file names have it.
-_LONG_RUN = re.compile(r"(?<!\d)\d{7,}+(?!T\d{6})")
+_LONG_RUN = re.compile(r"(?<!\d)\d{7,}+(?!T\d{6})|(?<![A-Za-z0-9])\d{1,5}(?:[\-_]\d{2,5}){2,4}(?![A-Za-z0-9])")
 
 
 def masked(text: str) -> str:
     """A text as logs may show it: numbers but for their last digits gone, ids that carry one shortened to a mark."""
-    return _LOGGED.sub(_logged, text) if len(text) >= 7 else text
+    if len(text) < 7:
+        return text
+    plain = undisguised(text)  # a topic has the blank as %20, and the digits of other scripts
+    if plain != text and (hidden := _LOGGED.sub(_logged, plain)) != plain:
+        return hidden
+    return _LOGGED.sub(_logged, text)
 
 
 def _logged(found: re.Match[str]) -> str:
     kind, text = found.lastgroup, found[0]
-    if kind == "number":
+    if kind in ("international", "number"):
         digits = re.sub(r"\D", "", text)
         return text if len(digits) < 7 else f"***{digits[-2:]}"
     if kind == "wamid":
@@ -401,5 +427,11 @@ def _logged(found: re.Match[str]) -> str:
         # The mark tells messages apart in a log; nothing leads back from it.
         return text if is_opaque(whole) else f"wamid.~{hashlib.sha256(whole.encode()).hexdigest()[:6]}{rest}"
     if kind == "word" and not is_opaque(text):
-        return "***" if hides_number(text) else _LONG_RUN.sub(lambda one: f"***{one[0][-2:]}", text)
+        return "***" if hides_number(text) else _LONG_RUN.sub(_in_word, text)
     return text
+
+
+def _in_word(found: re.Match[str]) -> str:
+    digits = re.sub(r"\D", "", found[0])
+    is_date = re.fullmatch(r"(?:19|20)\d\d([\-_])[01]\d\1[0-3]\d", found[0])
+    return found[0] if len(digits) < 7 or is_date else f"***{digits[-2:]}"

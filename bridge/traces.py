@@ -15,14 +15,15 @@ from urllib.parse import unquote
 import orjson
 
 from bridge import topics
-from bridge.privacy import ANY_WORD, DISGUISED_DIGIT, GAP, Veil, canonical, decoded, is_phone_like, is_veiled
+from bridge.privacy import ANY_WORD, Veil, canonical, decoded, is_phone_like, is_veiled
+from bridge.spellings import WIDE_GAP, folded, undisguised
 
 #: A shorter id is looked for as a whole text alone: it may be a word of any other.
 SHORT = 8
-#: Bytes around a find in a file that are looked at.
+#: What may stand between two digits of a number that is known.
+GAP = f"(?:,|{WIDE_GAP})"
+#: Characters around a find in a file that are looked at.
 AROUND = 4_096
-#: `GAP` in UTF-8.
-RAW_GAP = r"(?:[ ().\-/]|\xc2\xa0){0,2}"
 
 
 class WantedError(Exception):
@@ -49,7 +50,7 @@ class Wanted:
         patterns: list[str] = []
         person = self.number or self.given
         if self.number:
-            patterns.append(rf"(?<!\d)(?:00)?{GAP.join(self.number)}(?!\d)")
+            patterns.append(rf"(?<!\d)(?:00)?{_spelled(self.number)}(?!\d)")
         elif len(self.given) < SHORT:
             exact |= set(_forms(self.given))
         else:
@@ -64,15 +65,16 @@ class Wanted:
         patterns += [rf'(?<!\\)"{re.escape(one)}"|\A{re.escape(one)}\Z' for one in sorted(exact)]
         self._plain = re.compile("|".join(patterns))
         self._encoded = re.compile("|".join(_fragments(self.number))) if self.number else None
-        # The same on bytes, as they stand in files. None of a text's beginning and end there.
-        raw = [pattern.replace(r"\A", "(?<![ -~])").replace(r"\Z", "(?![!-~])") for pattern in patterns]
-        encoded = "|".join([*raw, *(_fragments(self.number) if self.number else ())]).replace(GAP, RAW_GAP).encode()
-        self._raw = re.compile(encoded)
+        # The same where a text has no beginning and no end: in a file.
+        within = [pattern.replace(r"\A", "(?<![ -~])").replace(r"\Z", "(?![!-~])") for pattern in patterns]
+        self._within = re.compile("|".join([*within, *(_fragments(self.number) if self.number else ())]))
         self._run = re.compile(rf"(?<!\d)(?:00)?{self.number}(?!\d)") if self.number else None
 
     def is_in(self, text: str) -> bool:
         """Whether a text names it."""
-        text = DISGUISED_DIGIT.sub(lambda found: found[1] or found[2], text)
+        return any(map(self._is_in, _readings(text)))
+
+    def _is_in(self, text: str) -> bool:
         if self._plain.search(text):
             return True
         return self._encoded is not None and bool(self._encoded.search(text)) and self._is_encoded_in(text)
@@ -83,15 +85,15 @@ class Wanted:
 
     def is_in_bytes(self, body: bytes) -> bool:
         """Whether a body of any encoding names it."""
-        text = body.replace(b"\0", b"").decode("utf-8", "replace")  # UTF-16 and UTF-32 of what is ASCII, too
-        return self.is_in(text) or ("\\/" in text and self.is_in(text.replace("\\/", "/")))
+        return self.is_in(body.replace(b"\0", b"").decode("utf-8", "replace"))  # UTF-16 and UTF-32 of ASCII, too
 
-    def places(self, raw: bytes) -> Iterator[int]:
-        """Where in a file's bytes it stands."""
-        for found in self._raw.finditer(raw):
-            around = raw[max(0, found.start() - AROUND) : found.end() + AROUND]
-            if self._encoded is None or self.is_in(around.decode("latin-1")) or self.is_in_bytes(around):
-                yield found.start()
+    def stands_in(self, raw: bytes) -> bool:
+        """Whether it stands among a file's bytes."""
+        for text in _readings(raw.decode("utf-8", "replace")):
+            for found in self._within.finditer(text):
+                if self.number is None or self.is_in(text[max(0, found.start() - AROUND) : found.end() + AROUND]):
+                    return True
+        return False
 
     def _is_encoded_in(self, text: str) -> bool:
         assert self.number is not None  # noqa: S101  (or there is nothing to be encoded)
@@ -106,15 +108,27 @@ class Wanted:
 def _number(given: str) -> str | None:
     if not given:
         raise WantedError("is empty; name a number or the id of a message")
-    plain = given.replace("(0)", "")
-    if not is_phone_like(plain):
+    if not is_phone_like(given):
         return None
-    digits = canonical(plain)
+    digits = canonical(given)
     if not 7 <= len(digits) <= 15:
         return None
     if digits.startswith("0"):
         raise WantedError("has no country code; write the number as +49 171 2345678")
     return digits
+
+
+def _spelled(number: str) -> str:
+    """A pattern of a number: with what people put between its digits, and `(0)` after a country's code."""
+    return rf"{GAP}(?:0\){GAP})?".join(number[:4]) + GAP + GAP.join(number[4:])
+
+
+def _readings(text: str) -> Iterator[str]:
+    """A text as it is, and as whoever reads its escapes and digits would."""
+    yield text
+    plain = folded(undisguised(text.replace("\\/", "/")))
+    if plain != text:
+        yield plain
 
 
 def _forms(text: str) -> Iterator[str]:

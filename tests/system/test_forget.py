@@ -38,6 +38,15 @@ def click(sender: str, name: str, payload: str = "open_gate") -> dict[str, Any]:
     return {"contacts": [{"wa_id": sender, "profile": {"name": name}}], "messages": [message]}
 
 
+def spellings(person: str) -> list[str]:
+    """With dashes that break no line, with commas, and in digits of other scripts."""
+    return [
+        f"{person[0]} {person[1:4]}\u2011{person[4:7]}\u2011{person[7:]}",
+        f"{person[0]},{person[1:4]},{person[4:7]},{person[7:]}",
+        *(person.translate({ord(str(digit)): zero + digit for digit in range(10)}) for zero in (0x0660, 0xFF10)),
+    ]
+
+
 def fill(bridge: Bridge) -> None:
     """Both of them, in every place that there is."""
     for person, name in ((HER, "Ada"), (HIM, "Béla")):
@@ -45,10 +54,13 @@ def fill(bridge: Bridge) -> None:
         for word in ("sent", "failed"):
             errors = [{"code": 1, "title": f"could not reach +{person[0]} {person[1:4]} {person[4:]}"}]
             assert bridge.post(status(about, word, recipient_id=person, errors=errors)).status == 200
+        errors = [{"code": 1, "error_data": {"details": f"{one} is not there"}} for one in spellings(person)]
+        assert bridge.post(status(f"about {name}", "failed", errors=errors)).status == 200
         assert bridge.post(click(person, name)).status == 200
         assert bridge.post(click(person, name, f"call {person}")).status == 200
         assert bridge.post({"statuses": [{"status": "sent", "recipient_id": person}]}).status == 200  # no id
         assert bridge.post(f"<xml>{person}</xml>".encode()).status == 200
+        assert bridge.post(f"<xml>{json.dumps(spellings(person))}</xml>".encode()).status == 200
     # Hers is the last failure that is remembered.
     assert bridge.post(status(message_id_for(HER), "failed", 1_700_000_000, recipient_id=HER)).status == 200
     with bridge.listen() as subscriber:
@@ -56,11 +68,11 @@ def fill(bridge: Bridge) -> None:
 
 
 def all_is_published(heard: list[Heard]) -> bool:
-    """Whether the states of three messages and three buttons stand, and the ninth update is settled."""
+    """Whether the states of five messages and three buttons stand, and the eleventh update is settled."""
     topics = {one.topic.removeprefix("whatsapp/") for one in heard}
-    standing = [one for one in topics if one.startswith("button/") or re.fullmatch(r"wamid\.[^/]+/status", one)]
+    standing = [one for one in topics if one.startswith("button/") or re.fullmatch(r"(wamid\.|about)[^/]+/status", one)]
     settled = [one.json["seq"] for one in heard if "/bridge/checkpoint" in one.topic]
-    return len(standing) == 3 + 3 and max(settled, default=0) >= 9
+    return len(standing) == 5 + 3 and max(settled, default=0) >= 11
 
 
 def says(bridge: Bridge, *arguments: str, code: int = 0) -> str:
@@ -108,15 +120,16 @@ def test_nothing_is_left_of_her_and_all_of_him(make_bridge: MakeBridge, numbers:
     assert told["dead_letters"] >= 1
     assert told["retained_topics"] >= 2
     raw = bytes_of(bridge.state)
-    assert HER.encode() not in raw
+    for spelt in (HER, *spellings(HER), json.dumps(spellings(HER))):
+        assert spelt.encode() not in raw
     assert b"Ada" not in raw
     if numbers == "keep":
-        assert HIM.encode() in raw
+        assert all(spelt.encode() in raw for spelt in (HIM, *spellings(HIM), json.dumps(spellings(HIM))))
     assert "Béla".encode() in raw
     if not runs:
         bridge.start()
     left = "\n".join(retained(bridge))
-    assert HER not in left
+    assert not any(spelt in left for spelt in (HER, *spellings(HER)))
     assert "Ada" not in left
     assert "Béla" in left
     again = json.loads(says(bridge, HER, "--json"))

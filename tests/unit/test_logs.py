@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import pytest
 import structlog
@@ -268,6 +269,22 @@ def test_no_number_reaches_a_log_whoever_logs_it(written: Callable[..., io.Strin
         wamid.removeprefix("wamid."),
         f"/button/{number}/x",
         "+1 555 000-1234",
+        "whatsapp/button/Call%20555.000.1234",
+        "whatsapp/button/Call_1_555_000_1234",
+        "whatsapp/button/%D9%A1%D9%A5%D9%A5%D9%A5%D9%A0%D9%A0%D9%A0%D9%A1%D9%A2%D9%A3%D9%A4",
+        "whatsapp/button/1%E2%80%91555%E2%80%91000%E2%80%911234",
+        "(555) 000-1234",
+        "555.000.1234",
+        "1/555/000/1234",
+        "1-555-000-1234",
+        "1,555,000,1234",
+        "1 555\u2011000\u20111234",
+        "555\u2013000\u20131234",
+        "1\u00a0555\u00a0000\u00a01234",
+        "\u202a+1 555\u2011000\u20111234\u202c",
+        "+1-5-5-5-0-0-0-1-2-3-4",
+        "\u0661\u0665\u0665\u0665\u0660\u0660\u0660\u0661\u0662\u0663\u0664",
+        "\uff11\uff15\uff15\uff15\uff10\uff10\uff10\uff11\uff12\uff13\uff14",
     )
     for place in places:
         log.info("said", why=place, several=[place, {"key": place, place: 1}, (place,)], thing=ValueError(place))
@@ -281,6 +298,11 @@ def test_no_number_reaches_a_log_whoever_logs_it(written: Callable[..., io.Strin
     assert said.count("said") >= len(places)
     for hidden in (number, "15550001", "0001234", wamid[6:30], "000-1234"):
         assert hidden not in said
+    # Whatever is between the digits, and whatever they are of.
+    plain = re.sub(r"\d", lambda one: str(int(one[0])), unquote(re.sub(r"\\+u([0-9a-f]{4})", r"%u\1", said)))
+    plain = re.sub(r"%u([0-9a-f]{4})", lambda one: chr(int(one[1], 16)), plain)
+    plain = re.sub(r"\d", lambda one: str(int(one[0])), plain)
+    assert not re.search(r"5\W{0,4}0[\W_]{0,4}0[\W_]{0,4}0[\W_]{0,4}1[\W_]{0,4}2[\W_]{0,4}3[\W_]{0,4}4", plain)
 
 
 def test_the_running_bridge_loads_no_library_for_tables_and_a_command_that_prints_them_does() -> None:

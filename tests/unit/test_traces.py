@@ -6,6 +6,7 @@ import base64
 import json
 import sqlite3
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -15,9 +16,29 @@ from bridge.traces import Wanted, WantedError
 
 HER, HIM = "15550001234", "15550001235"
 
+#: As people and their telephones write her number.
+SPELLINGS = [
+    "1 555\u2011000\u20111234",
+    "+1 \u2013 555 \u2013 000 \u2013 1234",
+    "\u202a+1 555\u2011000\u20111234\u202c",
+    "1\u202f555\u200b000\u2060 1234",
+    "1,555,000,1234",
+    "1_555_000_1234",
+    "+1 (0) 555 000-1234",
+    "".join(chr(ord("\u0660") + int(digit)) for digit in HER),
+    "".join(chr(ord("\uff10") + int(digit)) for digit in HER),
+    "".join(chr(ord("\u0966") + int(digit)) + " " for digit in HER),
+    "".join(chr(ord("\U0001d7ce") + int(digit)) for digit in HER),
+    "".join(f"{digit}\ufe0f\u20e3" for digit in HER),
+]
+
 
 @pytest.mark.parametrize(
-    "given", [HER, f"+{HER}", "+1 (555) 000-1234", "001 555 000 1234", "+1.555.000.1234", " +1\u00a0555\u00a00001234 "]
+    "given",
+    [
+        *(HER, f"+{HER}", "+1 (555) 000-1234", "001 555 000 1234", "+1.555.000.1234", " +1\u00a0555\u00a00001234 "),
+        *("1 555\u2011000\u20111234", "\u202a+1 555\u2011000\u20111234\u202c", "+1 (0)555 000 1234", SPELLINGS[7]),
+    ],
 )
 def test_a_number_is_meant_however_it_is_typed(given: str) -> None:
     """One person would have as many names as there are keyboards."""
@@ -38,6 +59,11 @@ def test_a_number_is_meant_however_it_is_typed(given: str) -> None:
         base64.b64encode(f"xx{HER}y".encode()).decode(),
         HER.encode().hex(),
         "".join(f"\\u{ord(digit):04x}" for digit in HER),
+        *SPELLINGS,
+        *map(json.dumps, SPELLINGS),
+        *(json.dumps(json.dumps(one)) for one in SPELLINGS),
+        *(f"text={quote(one)}" for one in SPELLINGS),
+        "text=%2B1+555+000+1234",
     ],
 )
 def test_a_number_is_found_however_it_is_stored(text: str) -> None:
@@ -57,6 +83,9 @@ def test_a_number_is_found_however_it_is_stored(text: str) -> None:
         json.dumps({"id": message_id_for(HIM)}),
         "",
         "15550001 234567",
+        "1555, 0001234, 15550001, 234",
+        "1 555\u2011000\u20111235",
+        "1555:000:1234",
     ],
 )
 def test_another_number_is_not_taken_for_it(text: str) -> None:
@@ -112,12 +141,18 @@ def test_whom_it_cannot_mean_is_told(given: str, words: str) -> None:
         Wanted(given)
 
 
-def test_places_in_a_file_are_those_where_it_stands(tmp_path: Path) -> None:
+def test_a_file_is_named_where_it_stands(tmp_path: Path) -> None:
     """A copy that was set aside would not be named, or every file would be."""
     for number, name in ((HER, "hers"), (HIM, "his")):
         with sqlite3.connect(tmp_path / name) as db:
             db.execute("CREATE TABLE updates (document TEXT)")
             db.execute("INSERT INTO updates VALUES (?)", (json.dumps({"id": message_id_for(number)}),))
         db.close()
-    assert list(Wanted(HER).places((tmp_path / "hers").read_bytes()))
-    assert not list(Wanted(HER).places((tmp_path / "his").read_bytes()))
+    assert Wanted(HER).stands_in((tmp_path / "hers").read_bytes())
+    assert not Wanted(HER).stands_in((tmp_path / "his").read_bytes())
+    for number, spelt in enumerate(SPELLINGS):
+        assert Wanted(HER).stands_in(b"\xff\xd9\0" + f"{number}x{spelt}".encode() + b"\xe2\0"), ascii(spelt)
+        assert not Wanted(HIM).stands_in(spelt.encode())
+    identity = "m\u20111\u2011\u0661\u0662\u0663"
+    assert Wanted(identity).stands_in(b"\0" + identity.encode() + b"\0")
+    assert not Wanted(identity).stands_in(b"\0" + identity.encode() + b"4\0")
