@@ -938,8 +938,13 @@ class Loaded:
     outdated: tuple[str, ...] = ()
 
 
-def load(file: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
+def load(file: Path | None, environ: Mapping[str, str] | None = None, *, is_whole: bool = True) -> Loaded:
     """Read the settings: the file if one is given, and the environment above it.
+
+    Args:
+        file: None: there is none.
+        environ: None: that of this process.
+        is_whole: Whether there are no others; with others, it cannot be told whether they fit together.
 
     Raises:
         ConfigError: With one line for each problem.
@@ -959,7 +964,8 @@ def load(file: Path | None, environ: Mapping[str, str] | None = None) -> Loaded:
     except MultipleInvalid as error:
         raise ConfigError(_problem(one, values, origins) for one in error.errors) from None
     settings = _build(Settings, checked)
-    problems.extend(_contradictions(settings))
+    if is_whole:
+        problems.extend(_contradictions(settings))
     if problems:
         raise ConfigError(problems)
     written = {".".join(key): values.get(key, meta["default"]) for key, meta in leaves(Settings)}

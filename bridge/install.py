@@ -1,24 +1,28 @@
 """The bridge as a service of systemd: what `install-service` writes, does and takes away.
 
 The unit files are those of the folder `systemd/`, brought along in the package; only what this machine decides is
-filled in: where the program stands, and where the webhook listens. The program stays where pip or pipx put it, so
-that `pipx upgrade` upgrades the service too; if that is a home directory, which the service does not see, the
-program alone is let in.
+filled in: which program it is and where it stands, and where the webhook listens. The program stays where pip or pipx
+put it, so that `pipx upgrade` and `install-service` again upgrade the service: another program makes another unit, and
+so a restart. If it stands in a home directory, which the service does not see, the program alone is let in.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
-from bridge.config import load
+from bridge import __version__, drop_in
+from bridge.config import ENV_PREFIX, load
 
 UNITS = ("whatsapp2mqtt.socket", "whatsapp2mqtt.service")
 UNIT_FOLDER = Path("/etc/systemd/system")
@@ -35,8 +39,7 @@ FIRST_SETTINGS = """\
 WRAPPER_TEXT = """\
 #!/bin/sh
 # whatsapp2mqtt with the settings and the journal of the service: `whatsapp2mqtt-service dead-letters list`, as root.
-export STATE_DIRECTORY={state} WHATSAPP2MQTT_CONFIG={settings}
-exec {program} "$@"
+exec {program} as-service -- "$@"
 """
 
 
@@ -78,10 +81,12 @@ class Program:
     Attributes:
         command: The script `whatsapp2mqtt`.
         folders: All that it is made of: its virtual environment, and the Python below that.
+        build: Its version, and what tells it from another one of the same version.
     """
 
     command: Path
     folders: tuple[Path, ...]
+    build: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,14 @@ class System:
     Attributes:
         root: What stands before every path that is written.
         run: Runs a command, and raises `InstallError` if it fails.
+        variables: Asks for the bridge's variables that systemd gives the service, and raises `DropInError`.
         is_running: Whether systemd runs there.
         is_root: Whether this process may write there.
     """
 
     root: Path
     run: Callable[[Sequence[str]], None]
+    variables: Callable[[], Mapping[str, str]]
     is_running: bool
     is_root: bool
 
@@ -106,7 +113,7 @@ class System:
 
 def this_system() -> System:
     """The machine that this process runs on."""
-    return System(Path("/"), _run, Path("/run/systemd/system").is_dir(), os.geteuid() == 0)
+    return System(Path("/"), _run, drop_in.variables, Path("/run/systemd/system").is_dir(), os.geteuid() == 0)
 
 
 def this_program() -> Program:
@@ -138,7 +145,14 @@ def this_program() -> Program:
             f"{unreadable} can be read by its owner only, and the service runs as a user of its own; "
             f"let others read it: chmod -R o+rX {shlex.quote(sys.prefix)}"
         )
-    return Program(command, tuple(sorted(folders)))
+    return Program(command, tuple(sorted(folders)), f"{__version__}, {_fingerprint()}")
+
+
+def _fingerprint() -> str:
+    """What changes with any file of any installed package: a clone of today may have the version of yesterday's."""
+    installed = distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    records = {one.read_text("RECORD") or f"{one.name} {one.version}" for one in installed}
+    return hashlib.sha256("\0".join(sorted(records)).encode()).hexdigest()[:12]
 
 
 def install(system: System, program: Program, say: Callable[[str], None], *, dry_run: bool = False) -> None:
@@ -155,9 +169,8 @@ def install(system: System, program: Program, say: Callable[[str], None], *, dry
         ConfigError: The settings that are there already cannot be used.
     """
     _refuse(system, dry_run=dry_run)
-    settings = system.at(SETTINGS)
-    listen = load(settings if settings.exists() else None, environ={}).settings.webhook.listen
-    changed = [one for one in files(system, program, str(listen)) if not one.is_there()]
+    listen = _listen(system, say)
+    changed = [one for one in files(system, program, listen) if not one.is_there()]
     for one in changed:
         say(f"{'would write' if dry_run else 'write'} {one.path}")
         if dry_run:
@@ -210,7 +223,7 @@ def files(system: System, program: Program, listen: str) -> Iterator[File]:
     yield File(system.at(UNIT_FOLDER / "whatsapp2mqtt.socket"), socket_unit(listen), 0o644)
     yield File(system.at(UNIT_FOLDER / "whatsapp2mqtt.service"), service_unit(program), 0o644)
     command = shlex.quote(str(program.command))
-    yield File(system.at(WRAPPER), WRAPPER_TEXT.format(state=STATE, settings=SETTINGS, program=command), 0o755)
+    yield File(system.at(WRAPPER), WRAPPER_TEXT.format(program=command), 0o755)
 
 
 def socket_unit(listen: str) -> str:
@@ -221,6 +234,7 @@ def socket_unit(listen: str) -> str:
 def service_unit(program: Program) -> str:
     """The service unit for this program."""
     unit = template("whatsapp2mqtt.service")
+    unit = re.sub(r"(?m)^# Program: .*$", f"# Program: whatsapp2mqtt {program.build}", unit)
     unit = re.sub(r"(?m)^ExecStart=\S+", lambda _: f"ExecStart={_quoted(program.command)}", unit)
     hidden = [one for one in program.folders if _is_hidden(one)]
     if hidden:
@@ -251,6 +265,21 @@ def _quoted(path: Path) -> str:
     """A path as it stands in a unit file (systemd.syntax(7)): % begins a specifier, $ a variable."""
     text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{text}"' if re.search(r"[\s\"'\\;]", text) else text
+
+
+def _listen(system: System, say: Callable[[str], None]) -> str:
+    """Where the service will listen, as its settings file or its variables say."""
+    variables: Mapping[str, str] = {}
+    if system.is_running:
+        try:
+            variables = system.variables()
+        except drop_in.DropInError as error:
+            say(f"{drop_in.UNKNOWN}: {error}")
+    settings = system.at(SETTINGS)
+    environ = {name: value for name, value in variables.items() if name == f"{ENV_PREFIX}WEBHOOK__LISTEN"}
+    # Whether it fits together with secrets that only the service is given, its start says.
+    loaded = load(settings if settings.exists() else None, environ, is_whole=False)
+    return str(loaded.settings.webhook.listen)
 
 
 def _refuse(system: System, *, dry_run: bool) -> None:

@@ -2,7 +2,7 @@
 
 common.py    what every command shares
 show.py      tables, colours and progress bars
-running.py   run, check, healthy, install-service, password, secret, version
+running.py   run, check, healthy, install-service, as-service, password, secret, version
 asking.py    status, doctor, replay, completion
 trying.py    simulate, tail
 letters.py   dead-letters
@@ -46,6 +46,7 @@ for _command in (
     moving.migrate_journal,
     running.healthy,
     running.install_service,
+    running.as_service,
     running.password,
     running.secret,
     asking.completion,

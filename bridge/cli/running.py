@@ -1,7 +1,8 @@
-"""To run the bridge: `run`, `check`, `healthy`, `install-service`, `password`, `secret`, `version`."""
+"""To run the bridge: `run`, `check`, `healthy`, `install-service`, `as-service`, `password`, `secret`, `version`."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -112,6 +113,32 @@ def install_service(dry_run: bool, uninstall: bool) -> None:
                 install.install(install.this_system(), install.this_program(), click.echo, dry_run=dry_run)
         except install.InstallError as error:
             fail(error, EXIT_FAILED)
+
+
+@click.command(
+    "as-service",
+    short_help="Do a command with the service's settings and journal.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def as_service(context: click.Context, command: tuple[str, ...]) -> None:
+    """Do another command with the settings and the journal of the service, as root.
+
+    `whatsapp2mqtt-service`, which install-service makes, is this. What `systemctl edit` gives the service counts, too:
+    variables and credentials.
+    """
+    from bridge import drop_in, install
+    from bridge.config import ENV_CONFIG
+
+    try:
+        given = drop_in.variables()
+    except drop_in.DropInError as error:
+        click.echo(f"whatsapp2mqtt: {drop_in.UNKNOWN}: {error}", err=True)
+        given = {}
+    os.environ.update({ENV_CONFIG: str(install.SETTINGS), "STATE_DIRECTORY": str(install.STATE)} | given)
+    program = context.find_root()
+    program.command.main(args=list(command), prog_name=program.info_name)
 
 
 @click.command(short_help="Make the page's password, as a line of settings.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import textwrap
@@ -17,12 +18,15 @@ from typing import TypeVar
 
 import pytest
 
-CACHE = Path(__file__).parents[2] / ".systemd"
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".systemd"
 HOME_PROGRAM = "/home/you/.local/bin/whatsapp2mqtt"
 OPT_PROGRAM = "/opt/whatsapp2mqtt/bin/whatsapp2mqtt"
 SERVICE = "whatsapp2mqtt.service"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 SETTINGS = "etc/whatsapp2mqtt/config.yaml"
+#: The container has no network.
+OFFLINE = "--no-index --find-links /wheels"
 
 #: Seconds after which something that should have happened has not; never a measure of speed.
 PATIENCE = 60
@@ -111,6 +115,14 @@ class Machine:
         """
         return int(self.python(script))
 
+    def version(self) -> str:
+        """Of the bridge that runs, as its page says."""
+        script = """
+        import json, urllib.request
+        print(json.load(urllib.request.urlopen("http://127.0.0.1:8081/api/status"))["version"])
+        """
+        return self.python(script).strip()
+
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,12 +156,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     root.mkdir()
     subprocess.run(["tar", "-C", root, "-xf", CACHE / "debian.tar"], check=True)
     shutil.copytree(CACHE / "wheels", root / "wheels")
-    offline = "--no-index --find-links /wheels"
+    # A clone, as far as it is installed.
+    for name in ("bridge", "systemd"):
+        shutil.copytree(ROOT / name, root / "clone" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("config.example.yaml", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, root / "clone")
     opt = str(Path(OPT_PROGRAM).parents[1])
     for command in (
         ["useradd", "-m", "you"],
-        ["su", "-", "you", "-c", f"pipx install --pip-args='{offline}' 'whatsapp2mqtt[embedded]'"],
-        ["sh", "-c", f"python3 -m venv {opt} && {opt}/bin/pip -q install {offline} 'whatsapp2mqtt[embedded]'"],
+        ["su", "-", "you", "-c", f"pipx install --pip-args='{OFFLINE}' '/clone[embedded]'"],
+        ["sh", "-c", f"python3 -m venv {opt} && {opt}/bin/pip -q install {OFFLINE} 'whatsapp2mqtt[embedded]'"],
     ):
         subprocess.run(["chroot", root, *command], check=True, env=ENVIRONMENT)
     machine = Machine(root)
@@ -220,8 +236,9 @@ print(json.dumps({"answers": answers, "slowest": slowest}))
 """
 
 
-@pytest.mark.parametrize("how", ["restart", "reload-or-restart"])
-def test_no_callback_is_refused_while_it_restarts(machine: Machine, how: str) -> None:
+@contextlib.contextmanager
+def callbacks(machine: Machine, how: str) -> Iterator[None]:
+    """One callback after the other meanwhile, each of which is answered 200 and stored."""
     before = machine.updates()
     machine.write("load.py", LOAD)
     with subprocess.Popen(
@@ -229,14 +246,35 @@ def test_no_callback_is_refused_while_it_restarts(machine: Machine, how: str) ->
         stdout=subprocess.PIPE,
         text=True,
     ) as load:
-        for _ in range(2):
-            time.sleep(2)
-            machine.run("systemctl", how, SERVICE)
+        time.sleep(2)
+        yield
         assert load.stdout is not None
         found = json.loads(load.stdout.read())
     print(how, found)
     assert set(found["answers"]) == {"200"}
     assert machine.updates() == before + found["answers"]["200"]
+
+
+@pytest.mark.parametrize("how", ["restart", "reload-or-restart"])
+def test_no_callback_is_refused_while_it_restarts(machine: Machine, how: str) -> None:
+    with callbacks(machine, how):
+        machine.run("systemctl", how, SERVICE)
+        time.sleep(2)
+        machine.run("systemctl", how, SERVICE)
+
+
+def test_after_an_upgrade_the_new_version_runs_and_no_callback_was_refused(machine: Machine) -> None:
+    file = machine.root / "clone/bridge/__init__.py"
+    for number, line in enumerate(('__version__ = "99.0.0"', '__version__ = "99.0.0"  # the version may stay')):
+        pid, old = machine.show("MainPID"), machine.version()
+        file.write_text(re.sub("(?m)^__version__ = .*$", line, file.read_text()))
+        machine.run("su", "-", "you", "-c", f"pipx upgrade --pip-args='{OFFLINE}' whatsapp2mqtt")
+        assert (machine.version(), machine.show("MainPID")) == (old, pid)
+        with callbacks(machine, f"upgrade-{number}"):
+            machine.run(HOME_PROGRAM, "install-service")
+        assert machine.show("MainPID") not in ("0", pid)
+        assert machine.version() == "99.0.0"
+        test_the_same_again_changes_nothing(machine)
 
 
 def test_after_kill_9_it_comes_back_with_its_journal(machine: Machine) -> None:
@@ -269,16 +307,32 @@ def test_the_watchdog_ends_a_bridge_that_hangs(machine: Machine) -> None:
         machine.click()
 
 
-def test_a_secret_can_be_a_credential(machine: Machine) -> None:
+@pytest.mark.parametrize("how", ["LoadCredential", "LoadCredentialEncrypted"])
+def test_a_secret_can_be_a_credential_that_commands_and_upgrades_know_too(machine: Machine, how: str) -> None:
+    good = (machine.root / SETTINGS).read_text()
     machine.write("etc/whatsapp2mqtt/path_token", "a-secret-of-the-webhook\n", 0o600)
+    if how == "LoadCredentialEncrypted":
+        folder = "/etc/whatsapp2mqtt"
+        machine.run("systemd-creds", "encrypt", f"{folder}/path_token", f"{folder}/encrypted", "--name=path_token")
+        machine.run("mv", f"{folder}/encrypted", f"{folder}/path_token")
     with machine.drop_in(
-        "[Service]\nLoadCredential=path_token:/etc/whatsapp2mqtt/path_token\n"
+        f"[Service]\n{how}=path_token:/etc/whatsapp2mqtt/path_token\n"
         "Environment=WHATSAPP2MQTT_WEBHOOK__AUTH__PATH_TOKEN_FILE=%d/path_token\n"
     ):
-        machine.click("--url", "http://127.0.0.1:8080/webhook/a-secret-of-the-webhook")
-        refused = machine.run("whatsapp2mqtt-service", "simulate", "button", check=False)
+        # Without that secret, this one may not be.
+        machine.write(SETTINGS, good + "webhook: {listen: '0.0.0.0:8080'}\n", 0o600)
+        machine.run(HOME_PROGRAM, "install-service")
+        test_the_same_again_changes_nothing(machine)
+        machine.click()  # by the address with the secret
+        refused = machine.run(HOME_PROGRAM, "simulate", "button", check=False)
         assert refused.returncode == 1
         assert "404" in refused.stdout + refused.stderr
+        machine.run("systemctl", "stop", "whatsapp2mqtt.socket")
+        said = machine.run("whatsapp2mqtt-service", "check").stdout
+        assert "# WHATSAPP2MQTT_WEBHOOK__AUTH__PATH_TOKEN_FILE" in said
+        machine.write(SETTINGS, good, 0o600)
+        machine.run(HOME_PROGRAM, "install-service")
+        machine.click()
 
 
 def test_wrong_settings_are_named_and_mended_ones_taken_without_a_hand(machine: Machine) -> None:

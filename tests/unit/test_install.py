@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sysconfig
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bridge import install
+from bridge import __version__, install
 from bridge.config import ConfigError, load
+from bridge.drop_in import DropInError
 from bridge.install import InstallError, Program, System
 from tests.system.support import program
 
-OPT = Program(Path("/opt/w/bin/whatsapp2mqtt"), (Path("/opt/w"), Path("/usr")))
+OPT = Program(Path("/opt/w/bin/whatsapp2mqtt"), (Path("/opt/w"), Path("/usr")), "1.0.0, 0123456789ab")
 
 
 class Machine:
@@ -23,12 +27,25 @@ class Machine:
         self.folder = folder
         self.ran: list[str] = []
         self.said: list[str] = []
+        self.variables: dict[str, str] = {}
+        self.is_asked_in_vain = False
 
     def system(self, *, is_running: bool = True, is_root: bool = True) -> System:
-        return System(self.folder, self._run, is_running, is_root)
+        return System(self.folder, self._run, self._variables, is_running, is_root)
 
     def _run(self, command: Sequence[str]) -> None:
         self.ran.append(" ".join(command))
+
+    def _variables(self) -> dict[str, str]:
+        if self.is_asked_in_vain:
+            raise DropInError("busctl: No such file or directory")
+        return self.variables
+
+    def settings(self, text: str) -> Path:
+        file = self.folder / "etc/whatsapp2mqtt/config.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
 
     def install(self, program: Program = OPT, **options: bool) -> list[str]:
         """Install; what was run."""
@@ -65,7 +82,7 @@ def test_it_writes_units_settings_and_a_command_for_root(machine: Machine) -> No
         "usr/local/sbin/whatsapp2mqtt-service": 0o755,
     }
     assert "ExecStart=/opt/w/bin/whatsapp2mqtt run" in machine.read("etc/systemd/system/whatsapp2mqtt.service")
-    assert "exec /opt/w/bin/whatsapp2mqtt" in machine.read("usr/local/sbin/whatsapp2mqtt-service")
+    assert 'exec /opt/w/bin/whatsapp2mqtt as-service -- "$@"' in machine.read("usr/local/sbin/whatsapp2mqtt-service")
     assert load(machine.folder / "etc/whatsapp2mqtt/config.yaml", environ={}).origins == {}
 
 
@@ -79,11 +96,47 @@ def test_the_same_again_writes_nothing_and_leaves_the_bridge_running(machine: Ma
     assert not [line for line in machine.said if line.startswith("write")]
 
 
+@pytest.mark.parametrize("build", ["1.1.0, 0123456789ab", "1.0.0, ba9876543210"], ids=["version", "files"])
+def test_another_program_in_the_same_place_is_started(machine: Machine, build: str) -> None:
+    """After an upgrade the old version would run on, until the machine is switched off."""
+    machine.install()
+    assert machine.install(replace(OPT, build=build)) == [
+        "systemctl daemon-reload",
+        "systemctl enable --quiet whatsapp2mqtt.socket whatsapp2mqtt.service",
+        "systemctl restart whatsapp2mqtt.service",  # without the socket, in which callbacks wait meanwhile
+    ]
+    assert f"# Program: whatsapp2mqtt {build}\n" in machine.read("etc/systemd/system/whatsapp2mqtt.service")
+    assert machine.install(replace(OPT, build=build))[-1] == "systemctl start whatsapp2mqtt.service"
+
+
+def test_what_only_the_service_is_given_does_not_stop_an_upgrade(machine: Machine) -> None:
+    """Who keeps the secret in a credential could install the service once, and never again."""
+    machine.settings("webhook: {listen: '192.168.1.5:8080'}\n")
+    machine.install()
+    assert "ListenStream=192.168.1.5:8080\n" in machine.read("etc/systemd/system/whatsapp2mqtt.socket")
+
+
+def test_an_address_that_a_drop_in_sets_is_listened_on(machine: Machine) -> None:
+    """The bridge refuses to start where its socket has another address than its settings."""
+    machine.settings("webhook: {listen: '127.0.0.1:9999'}\n")
+    machine.variables = {
+        "WHATSAPP2MQTT_WEBHOOK__LISTEN": "127.0.0.1:8888",
+        "WHATSAPP2MQTT_MQTT__PASSWORD_FILE": "/run/credentials/whatsapp2mqtt.service/of-the-service-alone",
+    }
+    machine.install()
+    assert "ListenStream=127.0.0.1:8888\n" in machine.read("etc/systemd/system/whatsapp2mqtt.socket")
+
+
+def test_a_systemd_that_cannot_be_asked_is_told_and_done_without(machine: Machine) -> None:
+    """Without D-Bus there is no `busctl`; most have no drop-in at all."""
+    machine.is_asked_in_vain = True
+    assert machine.install()[-1] == "systemctl restart whatsapp2mqtt.service"
+    assert machine.said[0].endswith("so the settings file alone counts: busctl: No such file or directory")
+
+
 def test_settings_that_are_there_stay(machine: Machine) -> None:
     """They hold what the user entered."""
-    settings = machine.folder / "etc/whatsapp2mqtt/config.yaml"
-    settings.parent.mkdir(parents=True)
-    settings.write_text("webhook: {listen: '127.0.0.1:9999'}\n")
+    settings = machine.settings("webhook: {listen: '127.0.0.1:9999'}\n")
     machine.install()
     assert settings.read_text() == "webhook: {listen: '127.0.0.1:9999'}\n"
     assert "ListenStream=127.0.0.1:9999\n" in machine.read("etc/systemd/system/whatsapp2mqtt.socket")
@@ -91,9 +144,7 @@ def test_settings_that_are_there_stay(machine: Machine) -> None:
 
 def test_settings_that_cannot_be_used_stop_it_before_anything_is_written(machine: Machine) -> None:
     """The service would be broken, and the one before gone."""
-    settings = machine.folder / "etc/whatsapp2mqtt/config.yaml"
-    settings.parent.mkdir(parents=True)
-    settings.write_text("webhok: {}\n")
+    machine.settings("webhok: {}\n")
     with pytest.raises(ConfigError, match="webhok"):
         machine.install()
     assert list(files(machine.folder)) == ["etc/whatsapp2mqtt/config.yaml"]
@@ -113,14 +164,14 @@ def test_a_dry_run_says_all_and_does_nothing(machine: Machine) -> None:
 @pytest.mark.parametrize("folder", ["/home/you/.local/share/pipx/venvs/w", "/root/w", "/tmp/w"])
 def test_a_program_in_a_hidden_folder_is_let_in_and_nothing_else(folder: str) -> None:
     """The service could not start; or it could read all of a home."""
-    unit = install.service_unit(Program(Path(folder, "bin/whatsapp2mqtt"), (Path(folder), Path("/usr"))))
+    unit = install.service_unit(Program(Path(folder, "bin/whatsapp2mqtt"), (Path(folder), Path("/usr")), "1"))
     assert [line for line in unit.splitlines() if line.startswith("Bind")] == [f"BindReadOnlyPaths={folder}"]
 
 
 def test_a_path_with_signs_of_systemd_is_the_same_path(tmp_path: Path) -> None:
     """A home called `50% off` would be another folder to systemd, or none."""
     command = Path('/home/50% "off" $HOME/bin/whatsapp2mqtt')
-    unit = install.service_unit(Program(command, (command.parents[1],)))
+    unit = install.service_unit(Program(command, (command.parents[1],), "1"))
     assert r'ExecStart="/home/50%% \"off\" $$HOME/bin/whatsapp2mqtt" run' in unit
     assert r'BindReadOnlyPaths="/home/50%% \"off\" $$HOME"' in unit
 
@@ -155,6 +206,22 @@ def test_this_program_is_found_with_all_that_it_is_made_of() -> None:
     found = install.this_program()
     assert found.command.exists()
     assert any(Path(install.__file__).resolve().is_relative_to(folder) for folder in found.folders)
+    assert re.fullmatch(rf"{re.escape(__version__)}, [0-9a-f]{{12}}", found.build)
+
+
+def test_the_same_version_with_another_file_is_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone of today is installed over one of yesterday, which has the same version; or a package below is mended."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    for name, record in (("bridge", "bridge/x.py,sha256=a,1"), ("below", "below/y.py,sha256=b,1")):
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+        (tmp_path / f"{name}-1.0.dist-info/METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+        (tmp_path / f"{name}-1.0.dist-info/RECORD").write_text(record)
+    builds = [install.this_program().build, install.this_program().build]
+    for name in ("bridge", "below"):
+        (tmp_path / f"{name}-1.0.dist-info/RECORD").write_text(f"{name}/x.py,sha256=c,1")
+        builds.append(install.this_program().build)
+    assert builds[0] == builds[1]
+    assert len(set(builds)) == 3
 
 
 def rendered(folder: Path) -> Path:
