@@ -497,8 +497,17 @@ def _make_state_directory() -> None:
 
 
 @contextlib.contextmanager
-def alone(journal: Path) -> Iterator[None]:
-    """Hold the journal's lock: two bridges on one journal would publish everything twice."""
+def alone(journal: Path, command: str = "") -> Iterator[None]:
+    """Hold the journal's lock: two bridges on one journal would publish everything twice.
+
+    Args:
+        journal: Its file.
+        command: Who asks for it, for the words; a bridge if empty.
+
+    Raises:
+        StartError: Somebody else holds it.
+        JournalError: Its folder cannot be written.
+    """
     path = journal.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -509,6 +518,8 @@ def alone(journal: Path) -> Iterator[None]:
             finally:
                 _hand_over(path.parent)
     except BlockingIOError:
+        if command:
+            raise StartError(f"{command}: a bridge or a command uses {journal}; stop it, and try again") from None
         raise StartError(
             f"journal.url: another bridge uses {journal}; stop it, or give this one its own journal"
         ) from None

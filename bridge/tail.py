@@ -18,6 +18,9 @@ from bridge.failover import Failover
 from bridge.logs import printable
 from bridge.mqtt import Connection, ConnectionEndedError, Message
 
+#: Bytes of a topic or filter (MQTT 5.0, 4.7.3).
+LONGEST = 65_535
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -58,6 +61,22 @@ class Filter:
             and (self.button is None or found.get("payload") == self.button)
             and (self.about is None or self.about in _who_and_what(found))
         )
+
+
+def wrong_with(topic_filter: str) -> str | None:
+    """Why a broker would not take this as a filter (MQTT 5.0, 4.7.1 and 4.7.3), and what to write; None: it would."""
+    *parents, last = topic_filter.split("/")
+    if any("#" in level for level in parents) or ("#" in last and last != "#"):
+        return "is no filter of topics: # stands alone, as the last level; write e.g. whatsapp/#"
+    if any("+" in level and level != "+" for level in (*parents, last)):
+        return "is no filter of topics: + stands for a whole level; write e.g. whatsapp/+/status"
+    try:
+        size = len(topic_filter.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= LONGEST or "\0" in topic_filter:
+        return f"is no filter of topics: it has 1 to {LONGEST} bytes, as UTF-8; write e.g. whatsapp/#"
+    return None
 
 
 def _kind(below: str) -> str | None:

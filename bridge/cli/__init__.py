@@ -12,6 +12,10 @@ moving.py    migrate-settings, migrate-journal
 
 from __future__ import annotations
 
+import io
+import sys
+from typing import Any
+
 import click
 
 from bridge.cli import asking, keeping, letters, moving, running, trying
@@ -19,6 +23,12 @@ from bridge.cli import asking, keeping, letters, moving, running, trying
 
 class InOrder(click.Group):
     """Lists commands in the order in which one comes to need them."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run what the command line says; where the terminal or a pipe knows no ✓, there is a ? and no traceback."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # standard error is so by itself
+            sys.stdout.reconfigure(errors="replace")
+        return super().main(*args, **options)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)

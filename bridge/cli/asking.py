@@ -77,9 +77,9 @@ def _since(moment: str | None) -> str:
 
 @click.command(short_help="Publish retained topics once more; never events.")
 @config_option
-@click.option("--since", required=True, help="From then on: 2h, 7d, 2026-01-31 or 2026-01-31T12:00.")
+@click.option("--since", help="From then on: 2h, 7d, 2026-01-31 or 2026-01-31T12:00.  [required]")
 @click.option("--dry-run", is_flag=True, help="Only say which topics would be published.")
-def replay(config: Path | None, since: str, dry_run: bool) -> None:
+def replay(config: Path | None, since: str | None, dry_run: bool) -> None:
     """Have the running bridge publish retained topics once more; never events, so nothing fires.
 
     For a broker that lost what it had and does not show it. (One that lost everything is noticed by itself.)
@@ -90,6 +90,8 @@ def replay(config: Path | None, since: str, dry_run: bool) -> None:
         from bridge.running import NotRunningError, ask
 
         settings = load(config).settings
+        if since is None:
+            fail("--since: is missing; write from when on, e.g. 2h, 7d, 2026-01-31 or 2026-01-31T12:00", EXIT_SETTINGS)
         moment = _moment(since)
         if moment is None:
             fail("--since: is no time; write e.g. 2h, 7d, 2026-01-31 or 2026-01-31T12:00", EXIT_SETTINGS)
@@ -110,14 +112,14 @@ def replay(config: Path | None, since: str, dry_run: bool) -> None:
 
 def _moment(since: str) -> float | None:
     """Epoch seconds: of a moment in this machine's time zone, or so long ago."""
-    ago = re.fullmatch(r"(\d+)([smhd])", since)
+    ago = re.fullmatch(r"(\d{1,9})([smhd])", since)
     now = dt.datetime.now().astimezone()
     if ago:
         seconds = int(ago[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[ago[2]]
         return now.timestamp() - seconds
     try:
         return dt.datetime.fromisoformat(since).astimezone().timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one that no clock knows: 0001-01-01
         return None
 
 

@@ -47,7 +47,7 @@ def restore(config: Path | None, file: Path) -> None:
             fail(f"{settings.database} is restored with PostgreSQL's own means; {PG_RESTORE}", EXIT_SETTINGS)
         path = settings.journal_path
         try:
-            with service.alone(path):
+            with service.alone(path, "restore"):
                 aside = care.restore(file, path)
         except service.StartError as error:
             fail(error, EXIT_SETTINGS)
@@ -74,7 +74,7 @@ def clean(config: Path | None, yes: bool, each: bool) -> None:
         try:
             presence = engine_of(settings).presence() or contextlib.nullcontext()
             with (
-                service.alone(settings.journal_path),
+                service.alone(settings.journal_path, "clean"),
                 presence,
                 service.broker_for(settings),
                 contextlib.ExitStack() as stack,
@@ -137,7 +137,7 @@ def forget(config: Path | None, who: str, dry_run: bool, as_json: bool) -> None:
         except NotRunningError:
             # Nobody may start one meanwhile; and its own broker has to be there, to let go of what it keeps.
             try:
-                stack.enter_context(service.alone(settings.journal_path))
+                stack.enter_context(service.alone(settings.journal_path, "forget"))
                 if not dry_run:
                     stack.enter_context(service.broker_for(settings))
             except service.StartError as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from bridge.cli.common import EXIT_FAILED, EXIT_SETTINGS, config_option, explained, fail, load
 from bridge.cli.show import table
+
+if TYPE_CHECKING:
+    from bridge.journal import Household
 
 #: Dead letters: more than there can be.
 EVERY = 1_000_000
@@ -90,8 +93,9 @@ def dead_letters_replay(config: Path | None, numbers: tuple[int, ...], everythin
 @dead_letters.command("drop")
 @config_option
 @click.argument("numbers", type=int, nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-def dead_letters_drop(config: Path | None, numbers: tuple[int, ...], everything: bool) -> None:
+@click.option("--all", "everything", is_flag=True, help="All that are there; only counted without --yes.")
+@click.option("--yes", is_flag=True, help="With --all: really do it.")
+def dead_letters_drop(config: Path | None, numbers: tuple[int, ...], everything: bool, yes: bool) -> None:
     """Delete some for good."""
     with explained():
         from bridge.dead_letters import journal_there
@@ -100,11 +104,22 @@ def dead_letters_drop(config: Path | None, numbers: tuple[int, ...], everything:
         _check_which(numbers, everything)
         with journal_there(settings) as journal:
             if everything:
-                numbers = tuple(letter.number for letter in journal.dead_letters(limit=EVERY))
+                _drop_all(journal, yes)
+                return
             for number in numbers:
                 if not journal.drop_dead_letter(number):
                     _no_such_letter(number)
             click.echo(f"dropped {len(numbers)}")
+
+
+def _drop_all(journal: Household, yes: bool) -> None:
+    """Delete those that are there now: one that comes meanwhile was seen by nobody. Another may drop them as well."""
+    there = [letter.number for letter in journal.dead_letters(limit=EVERY)]
+    if yes:
+        click.echo(f"dropped {sum(journal.drop_dead_letter(number) for number in there)}")
+    else:
+        click.echo(f"{len(there)} dead letter{'' if len(there) == 1 else 's'}")
+        click.echo("Nothing was dropped; `dead-letters drop --all --yes` deletes them for good.")
 
 
 def _check_which(numbers: tuple[int, ...], everything: bool) -> None:

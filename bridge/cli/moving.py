@@ -62,7 +62,7 @@ def migrate_journal(config: Path | None, sqlite: str, postgres: str, dry_run: bo
 
         began = time.monotonic()
         try:
-            with service.alone(path), Move(path, database) as move:
+            with service.alone(path, "migrate-journal"), Move(path, database) as move:
                 holdings = move.holdings
                 if not dry_run:
                     with progress("Moving", holdings.rows) as moved:

@@ -50,7 +50,9 @@ def simulate(config: Path | None, kinds: tuple[str, ...], url: str | None, **opt
 
 @click.command()
 @config_option
-@click.option("--topic", help="What to subscribe to; everything below the base topic if absent.")
+@click.option(
+    "--topic", help="What to subscribe to, e.g. whatsapp/+/status; everything below the base topic if absent."
+)
 @click.option("--kind", type=click.Choice(["status", "button", "bridge"]), help="Only messages about these.")
 @click.option("--status", help="Only updates of this status, e.g. failed.")
 @click.option("--button", help="Only clicks with this payload.")
@@ -64,9 +66,11 @@ def tail(
 ) -> None:
     """Print topics as they come; Ctrl+C ends it. What is asked for by several options must all hold."""
     with explained():
-        from bridge.tail import Filter, follow
+        from bridge.tail import Filter, follow, wrong_with
 
         settings = load(config).settings
+        if topic is not None and (words := wrong_with(topic)):
+            fail(f"--topic: {words}", EXIT_SETTINGS)
         fits = Filter(settings.mqtt.base_topic, **wanted)
         try:
             for line in follow(settings, topic, fits, count=count, as_json=as_json, retained=retained):

@@ -388,7 +388,7 @@ def backup(path: Path, copy: Path) -> int:
     """Copy a journal while it is in use, consistent as of one moment; the copy's size in bytes.
 
     Raises:
-        JournalError: There is no journal, or the copy cannot be written.
+        JournalError: There is no journal, it cannot be read to its end, or the copy cannot be written.
     """
     check_there(path)
     if not copy.parent.is_dir():
@@ -396,17 +396,34 @@ def backup(path: Path, copy: Path) -> int:
     if copy.resolve() in {path.resolve().with_name(path.name + suffix) for suffix in _SUFFIXES}:
         raise JournalError(f"backup {copy}: is the journal itself; name another file")
     if not os.access(path, os.R_OK):
-        raise JournalError(f"journal {path}: cannot be read; make the backup as the bridge's user")
+        raise _not_for_you(path)
     unfinished = copy.with_name(copy.name + ".unfinished")
     try:
         with _opened(path, apsw.SQLITE_OPEN_READONLY) as source:
+            try:
+                source.pragma("schema_version")
+            except (apsw.ReadOnlyError, apsw.CantOpenError) as error:  # its log's index may not be made beside it
+                raise _not_for_you(path) from error
             _copy(source, unfinished)
         unfinished.replace(copy)
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise JournalError(f"journal {path}: is damaged ({error}); start the bridge, it mends it") from error
     except (apsw.Error, OSError) as error:
+        raise JournalError(
+            f"backup {copy}: cannot be written: {_why(error)}; name a file where you may write and there is room"
+        ) from error
+    finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        raise JournalError(f"backup {copy}: {getattr(error, 'strerror', None) or error}") from error
     return copy.stat().st_size
+
+
+def _not_for_you(path: Path) -> JournalError:
+    return JournalError(f"journal {path}: cannot be read; make the backup as the bridge's user")
+
+
+def _why(error: apsw.Error | OSError) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def restore(copy: Path, path: Path) -> Path | None:
@@ -415,7 +432,8 @@ def restore(copy: Path, path: Path) -> Path | None:
     The journal becomes a new one to the broker, so that every retained topic of it is published again.
 
     Raises:
-        JournalError: The copy is no journal of this or an older version, or is damaged.
+        JournalError: The copy is no journal of this or an older version, is damaged, or cannot be read; or the
+            journal's place cannot be written.
     """
     fresh = path.with_name(path.name + ".restoring")
     try:
@@ -434,12 +452,17 @@ def restore(copy: Path, path: Path) -> Path | None:
             target.execute("DELETE FROM facts WHERE name = ?", (journal.MOVED,))
         aside = _set_aside(path, "before-restore")
         fresh.replace(path)
-    except apsw.Error as error:
-        if isinstance(error, apsw.NotADBError):
-            raise JournalError(f"restore: {copy} is no journal of this program") from error
-        raise JournalError(f"restore: {copy}: {error}") from error
-    except OSError as error:
-        raise JournalError(f"restore: {copy}: {error.strerror}") from error
+    except apsw.NotADBError as error:
+        raise JournalError(f"restore: {copy} is no journal of this program") from error
+    except (apsw.ReadOnlyError, apsw.CantOpenError) as error:
+        raise JournalError(
+            f"restore: {copy} cannot be opened; copy it, and {copy.name}-wal if there is one, to a folder "
+            "where you may write, and restore that"
+        ) from error
+    except (apsw.Error, OSError) as error:
+        raise JournalError(
+            f"restore: {copy} cannot be put in place of {path}: {_why(error)}; mend that, and try again"
+        ) from error
     return aside
 
 
@@ -474,8 +497,7 @@ def keep_old_version(path: Path) -> Path | None:
         journal.sync_folder(path.parent)
     except (apsw.Error, OSError) as error:
         raise JournalError(
-            f"journal {path}: an older version wrote it, and no copy of it can be kept beside it: "
-            f"{getattr(error, 'strerror', None) or error}"
+            f"journal {path}: an older version wrote it, and no copy of it can be kept beside it: {_why(error)}"
         ) from error
     log.info("the journal's schema is new; the journal as it was is kept", kept_as=str(copy))
     return copy
@@ -510,8 +532,9 @@ def drop_old_versions(path: Path, before: float) -> None:
 def _copy(source: apsw.Connection, copy: Path) -> None:
     """Copy a journal into one file, which is on disk when this returns, and for its owner only."""
     copy.unlink(missing_ok=True)
-    with _opened(copy, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) as target:
-        copy.chmod(0o600)  # it holds phone numbers
+    # It holds phone numbers. Where no file can be made, the system says why; SQLite would not.
+    copy.touch(mode=0o600, exist_ok=False)
+    with _opened(copy, apsw.SQLITE_OPEN_READWRITE) as target:
         with target.backup("main", source, "main") as copying:
             copying.step()
         # Without a write-ahead log beside it.

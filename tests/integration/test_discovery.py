@@ -377,7 +377,7 @@ def test_clean_shows_first_and_then_takes_everything_away(bridges: Bridges, reco
     wait_until(lambda: len(recorder.of("whatsapp/bridge/event/button")) == 1, "the click")
     refused = clean(bridge, "--yes")
     assert refused.returncode == 2
-    assert "another bridge uses" in refused.stderr
+    assert "clean: a bridge or a command uses" in refused.stderr
     bridge.stop()
     standing = dict(recorder.standing)
     shown = clean(bridge, "--list")

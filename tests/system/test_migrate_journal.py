@@ -59,7 +59,7 @@ def test_a_home_moves_and_goes_on(make_bridge: MakeBridge, mosquitto: int, serve
         bridge.post(GARBAGE)
         before.wait("whatsapp/event/button/gate")
         before.wait("whatsapp/m1/status", lambda heard: heard.json["status"] == "read")
-    assert "another bridge uses" in bridge.run(*command).stderr
+    assert "migrate-journal: a bridge or a command uses" in bridge.run(*command).stderr
     assert bridge.program.end() == 0
 
     configured(bridge, mqtt__url=f"mqtt://127.0.0.1:{free_port()}")

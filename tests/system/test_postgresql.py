@@ -128,7 +128,7 @@ def test_what_the_bridge_put_on_the_broker_is_cleaned_while_it_does_not_run(brid
     bridge.start()
     assert bridge.post(status("m1")).status == 200
     published(bridge, {"m1"})
-    assert "another bridge uses" in bridge.run("clean").stderr
+    assert "clean: a bridge or a command uses" in bridge.run("clean").stderr
     assert bridge.program.end() == 0
     assert bridge.run("clean").stdout.startswith("2 messages and buttons")
     ended = bridge.run("clean", "--yes")

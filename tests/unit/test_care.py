@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
 import shutil
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -969,7 +971,9 @@ class TestBackup:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
             patch.setattr(os, "fsync", fails)
-            with pytest.raises(JournalError, match=r"backup .*copy\.db: No space left on device"):
+            with pytest.raises(
+                JournalError, match=r"backup .*copy\.db: cannot be written: No space left on device; name"
+            ):
                 backup(path, copy)
         assert copy.read_bytes() == b"yesterday's"
         assert not (tmp_path / "copy.db.unfinished").exists()
@@ -995,6 +999,33 @@ class TestBackup:
         with pytest.raises(JournalError, match=r"backup .*: there is no folder .*nowhere; make it first"):
             backup(path, tmp_path / "nowhere" / "copy.db")
 
+    def test_a_place_where_no_file_can_be_made_is_told_in_the_systems_words(self, path: Path) -> None:
+        """SQLite's "unable to open database file" leaves open which one, and why."""
+        with pytest.raises(JournalError, match=r"backup /proc/x\.db: cannot be written: No such file .*; name a file"):
+            backup(path, Path("/proc/x.db"))
+
+    def test_who_may_read_the_journals_folder_alone_is_told_that_it_is_the_journal(self, path: Path) -> None:
+        """SQLite has to write beside what it reads; the user would look at the rights of the copy's folder."""
+        fill(path, status(1))
+        with tempfile.TemporaryDirectory() as folder:
+            readable = Path(folder) / "journal.db"
+            shutil.copyfile(path, readable)
+            Path(folder).chmod(0o555)
+            with (
+                as_nobody(),
+                pytest.raises(JournalError, match=r"journal .*: cannot be read; make the backup as the bridge's user"),
+            ):
+                backup(readable, Path("/tmp/copy-of-nobody.db"))
+            with as_nobody(), pytest.raises(JournalError, match=r"restore: .* cannot be opened; copy it, and journal"):
+                restore(readable, Path("/tmp/journal-of-nobody.db"))
+            Path(folder).chmod(0o700)
+
+    def test_a_journal_that_is_damaged_is_no_fault_of_the_copys_place(self, path: Path, tmp_path: Path) -> None:
+        """The user would look for another disk for the copy, while the journal's own fails."""
+        path.write_bytes(b"\xff" * 10_000)
+        with pytest.raises(JournalError, match=r"journal .*: is damaged .*; start the bridge, it mends it"):
+            backup(path, tmp_path / "copy.db")
+
     def test_another_user_is_told_that_it_is_the_journal_which_cannot_be_read(
         self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1002,6 +1033,18 @@ class TestBackup:
         monkeypatch.setattr(os, "access", lambda *_: False)  # root may read all
         with pytest.raises(JournalError, match=r"journal .*: cannot be read; make the backup as the bridge's user"):
             backup(path, tmp_path / "copy.db")
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may write everywhere; whoever is not root already may not."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
 
 
 class TestRestore:
@@ -1069,7 +1112,7 @@ class TestRestore:
         change(tmp_path / "theirs.db", "CREATE TABLE theirs (a)")
         with pytest.raises(JournalError, match="is no journal of this program"):
             restore(tmp_path / "theirs.db", path)
-        with pytest.raises(JournalError, match="unable to open"):
+        with pytest.raises(JournalError, match=r"nothing\.db cannot be opened; copy it"):
             restore(tmp_path / "nothing.db", path)
         assert known(path) == {1}
         assert not aside(path, "before-restore")
@@ -1098,7 +1141,7 @@ class TestRestore:
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", fails)
-            with pytest.raises(JournalError, match=r"restore: .*copy\.db: Input/output error"):
+            with pytest.raises(JournalError, match=r"copy\.db cannot be put in place of .*: Input/output error; mend"):
                 restore(copy, path)
         assert known(path) == {1, 2}
 

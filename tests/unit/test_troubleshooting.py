@@ -34,8 +34,6 @@ PLAIN = {
     "…: …",
     "… (this is …)",
     "journal …: …",
-    "backup …: …",
-    "restore: …: …",
     "the receiver is stopping",
     "a thread ended",
     "it was left out",
