@@ -838,6 +838,11 @@ class Admin:
         many(network),
         "Proxies that let in only who may see the page, e.g. 172.30.32.2: no password is asked there.",
     )
+    proxies: tuple[str, ...] = setting(
+        [],
+        many(network),
+        "Proxies that tell in X-Forwarded-For from where somebody comes: wrong passwords count for that address.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

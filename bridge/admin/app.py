@@ -10,7 +10,7 @@ import structlog
 from bottle import Bottle, HTTPResponse, request
 
 from bridge.admin import metrics
-from bridge.admin.door import COOKIE, COOKIE_OF_HTTPS, LOGIN_LASTS, Caller, Door, Refusal, caller_of, headers
+from bridge.admin.door import COOKIE, COOKIE_LASTS, COOKIE_OF_HTTPS, Caller, Door, Refusal, caller_of, headers
 from bridge.admin.pages import NAVIGATION, Go, MissingError, Pages, Visit
 from bridge.admin.status import Sources, Watch
 from bridge.again import topics_since
@@ -60,7 +60,7 @@ def application(sources: Sources, door: Door) -> Bottle:
     def note(caller: Caller, refusal: Refusal | None) -> None:
         """Say who is turned away and why; not who has yet to log in, nor each attempt of who is limited already."""
         if refusal not in (None, Refusal.PASSWORD, Refusal.LIMIT) and door.is_worth_a_line():
-            log.warning("the page turned somebody away", why=refusal.value, address=caller.address)
+            log.warning("the page turned somebody away", why=refusal.value, address=door.origin(caller))
 
     def answer(
         path: str,
@@ -207,7 +207,7 @@ def application(sources: Sources, door: Door) -> Bottle:
             note(caller, cookie)
             why = "This password is not right." if cookie is Refusal.WRONG else f"{cookie.value.capitalize()}."
             return _html(pages.login(here, why), _CODES[cookie])
-        log.info("somebody logged in to the page", address=caller.address)
+        log.info("somebody logged in to the page", address=door.origin(caller))
         found = HTTPResponse("", 303, {"Location": f"{here.root}/{wanted(here)}"})
         _give_cookie(found, cookie, here.root, is_encrypted=door.is_encrypted(caller))
         return found
@@ -243,7 +243,7 @@ def _give_cookie(found: HTTPResponse, cookie: str, root: str, *, is_encrypted: b
         httponly=True,
         samesite="strict",
         secure=is_encrypted,
-        max_age=int(LOGIN_LASTS) if cookie else 0,
+        max_age=COOKIE_LASTS if cookie else 0,
     )
 
 

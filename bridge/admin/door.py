@@ -5,7 +5,8 @@ The page can fire a click and shows numbers, and a browser lets every site on th
 - Only names on a list are answered (against DNS rebinding: a stranger's name that leads to 127.0.0.1).
 - A change must be a POST, and must come from a page of ours (Sec-Fetch-Site, Origin).
 - Beyond loopback, a password is needed; only its scrypt hash is known here. Attempts are limited, for each address and
-  for all together.
+  for all together. So that nobody who guesses shuts out others, a browser that logged in before has attempts of its own
+  (OWASP, "Slow Down Online Guessing Attacks with Device Cookies"), and so has the house, apart from the internet.
 - Without a password, what came through a proxy is not answered: a tunnel makes everyone on the internet loopback.
 - A command on this machine that may read the journal's folder may look, too: it shows a token from a file there.
 - A proxy of `admin.trusted_proxies` has asked already (Home Assistant does, before it shows an add-on's page).
@@ -22,13 +23,13 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 from urllib.parse import urlsplit
 
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.strategies import FixedWindowRateLimiter
 from werkzeug.security import check_password_hash
 
@@ -41,6 +42,10 @@ COOKIE, COOKIE_OF_HTTPS = "whatsapp2mqtt", "__Host-whatsapp2mqtt"
 LOGIN_HOLDS = 12 * 3600.0
 LOGIN_LASTS = 7 * 86_400.0
 LOGINS = 50
+#: Seconds that a browser keeps its cookie, by which it is known when it logs in again; browsers keep none for longer.
+COOKIE_LASTS = 400 * 86_400
+#: Bytes of a cookie: random ones, and what only this password's holder got.
+_RANDOM, _SEAL = 32, 16
 #: Characters of a password; nothing is cut off, as what is left might open.
 LONGEST_PASSWORD = 1_000
 #: Wrong passwords and tokens in a minute, from one address and from all.
@@ -105,7 +110,8 @@ class Door:
         self._now = now
         self._proxies = [ipaddress.ip_network(one) for one in settings.trusted_proxies]
         self._attempts = FixedWindowRateLimiter(Counts(now=now))
-        self._limits = (RateLimitItemPerMinute(ATTEMPTS), RateLimitItemPerMinute(ATTEMPTS_OF_ALL))
+        self._of_one, self._of_all = RateLimitItemPerMinute(ATTEMPTS), RateLimitItemPerMinute(ATTEMPTS_OF_ALL)
+        self._counted_proxies = [ipaddress.ip_network(one) for one in settings.proxies]
         self._lines = RateLimitItemPerMinute(LINES, namespace="LINES")
         self._hashing = threading.Lock()
         self._lock = threading.Lock()
@@ -126,11 +132,7 @@ class Door:
 
     def is_trusted(self, caller: Caller) -> bool:
         """Whether a proxy passes this on that has asked who it is."""
-        try:
-            address = ipaddress.ip_address(caller.address)
-        except ValueError:
-            return False
-        return any(address in network for network in self._proxies)
+        return _is_within(caller.address, self._proxies)
 
     def prefix(self, caller: Caller) -> str:
         """The path below which a trusted proxy shows the page; empty: at the top."""
@@ -171,7 +173,8 @@ class Door:
         refusal = self._check(caller, password)
         if refusal is not None:
             return refusal
-        cookie = secrets.token_urlsafe(32)
+        random = secrets.token_bytes(_RANDOM)
+        cookie = base64.urlsafe_b64encode(random + self._seal(random)).decode()
         with self._lock:
             now = self._now()
             self._logins.pop(_hash(caller.cookie), None)
@@ -185,6 +188,13 @@ class Door:
         """The cookie opens nothing any more."""
         with self._lock:
             self._logins.pop(_hash(caller.cookie), None)
+
+    def origin(self, caller: Caller) -> str:
+        """The address that attempts count for; of a proxy of `admin.proxies` the one it tells of."""
+        origin, forwarded = caller.address, [one for one in caller.header("x-forwarded-for").split(",") if one]
+        while forwarded and _is_within(origin, self._counted_proxies):
+            origin = forwarded.pop().strip()
+        return origin
 
     def is_worth_a_line(self) -> bool:
         """Whether one more refusal may stand in the log: nobody may fill it."""
@@ -232,14 +242,34 @@ class Door:
 
     def _limited(self, caller: Caller) -> Refusal | None:
         """Whether nothing more is compared for a while; many addresses can belong to one who guesses."""
-        whose = (network_of(caller.address), "all")
-        is_free = all(self._attempts.test(limit, key) for limit, key in zip(self._limits, whose, strict=True))
+        is_free = all(self._attempts.test(limit, key) for limit, key in self._counters(caller))
         return None if is_free else Refusal.LIMIT
 
     def _wrong(self, caller: Caller) -> Refusal:
-        for limit, key in zip(self._limits, (network_of(caller.address), "all"), strict=True):
+        for limit, key in self._counters(caller):
             self._attempts.hit(limit, key)
         return Refusal.WRONG
+
+    def _counters(self, caller: Caller) -> tuple[tuple[RateLimitItem, str], ...]:
+        """What an attempt counts for."""
+        if browser := self._browser(caller):
+            return ((self._of_one, f"browser {browser}"),)
+        origin = self.origin(caller)
+        place = "house" if _is_of_the_house(origin) else "internet"
+        return (self._of_one, network_of(origin)), (self._of_all, place)
+
+    def _browser(self, caller: Caller) -> str:
+        """Which one this is, if it logged in before by the same password; its cookie may open nothing any more."""
+        try:
+            raw = base64.b64decode(caller.cookie.encode(), altchars=b"-_", validate=True)
+        except (binascii.Error, UnicodeEncodeError):
+            return ""
+        random, seal = raw[:_RANDOM], raw[_RANDOM:]
+        return random.hex() if self.asks and hmac.compare_digest(seal, self._seal(random)) else ""
+
+    def _seal(self, random: bytes) -> bytes:
+        key = (self._settings.password or "").encode()
+        return hmac.digest(key, b"a browser that logged in\0" + random, hashlib.sha256)[:_SEAL]
 
     def _has_token(self, caller: Caller) -> bool:
         given = caller.header("authorization").encode("utf-8", "replace")
@@ -314,11 +344,25 @@ def _name(host: str) -> str:
 
 
 def _is_number(name: str) -> bool:
+    return _address(name) is not None
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(name)
+        found = ipaddress.ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _is_within(address: str, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    found = _address(address)
+    return found is not None and any(found in network for network in networks)
+
+
+def _is_of_the_house(address: str) -> bool:
+    found = _address(address)
+    return found is not None and not found.is_global
 
 
 def _hash(cookie: str) -> bytes:

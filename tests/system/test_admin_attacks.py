@@ -348,7 +348,7 @@ def test_the_cookie_is_of_no_use_elsewhere(locked: Bridge) -> None:
     attributes = {part.strip().lower() for part in plain.headers["set-cookie"].split(";")[1:]}
     assert {"httponly", "samesite=strict", "path=/"} <= attributes
     assert not [one for one in attributes if one.startswith("domain")]
-    assert re.fullmatch(rf"{COOKIE}=[A-Za-z0-9_-]{{43}}", cookie_of(plain))
+    assert re.fullmatch(rf"{COOKIE}=[A-Za-z0-9_-]{{64}}", cookie_of(plain))
     encrypted = log_in(locked, scheme="https")  # as a proxy with a certificate passes it on
     assert {"secure", "httponly", "samesite=strict", "path=/"} <= {
         part.strip().lower() for part in encrypted.headers["set-cookie"].split(";")[1:]
@@ -420,6 +420,32 @@ def test_who_guesses_is_stopped_whatever_he_guesses(locked: Bridge) -> None:
     assert PASSWORD not in locked.program.said
     assert "a guess" not in locked.program.said
     assert inside.partition("=")[2] not in locked.program.said
+
+
+def test_who_guesses_through_a_proxy_keeps_out_nobody_who_was_there(locked: Bridge) -> None:
+    """Behind a proxy everybody has its address: five wrong passwords a minute would keep the owner out for good."""
+    known = cookie_of(log_in(locked))
+    locked.program.end()
+    locked.start()  # nobody is logged in any more
+    assert request(locked, "GET", "/metrics", f"Cookie: {known}").code == 401
+    guesses = [log_in(locked, f"X-Forwarded-For: 45.0.0.{number}", password="a guess") for number in range(ATTEMPTS)]
+    assert [reply.code for reply in guesses] == [401] * ATTEMPTS
+    assert log_in(locked).code == 429
+    owner = log_in(locked, f"Cookie: {known}")
+    assert owner.code == 303
+    assert request(locked, "GET", "/metrics", f"Cookie: {cookie_of(owner)}").code == 200
+
+
+def test_a_proxy_that_is_listed_tells_who_guesses(make_bridge: MakeBridge) -> None:
+    """With `admin.proxies` a stranger shuts out himself alone."""
+    locked = make_bridge(admin__password=HASH, admin__proxies="127.0.0.1").start()
+    for _ in range(ATTEMPTS):
+        assert log_in(locked, "X-Forwarded-For: 45.0.0.1", password="a guess").code == 401
+    assert log_in(locked, "X-Forwarded-For: 45.0.0.1").code == 429
+    assert log_in(locked, "X-Forwarded-For: 45.0.0.2").code == 303
+    assert locked.program.wait_log("somebody logged in to the page")["address"] == "45.0.0.2"
+    said = [line["address"] for line in locked.program.log if line["event"] == "the page turned somebody away"]
+    assert said == ["45.0.0.1"] * ATTEMPTS
 
 
 # --- files and sizes --------------------------------------------------------------------------------------------------

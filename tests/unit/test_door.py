@@ -208,6 +208,72 @@ def test_wrong_passwords_are_limited_for_all_addresses_together() -> None:
     assert here.look(caller(authorization=f"Bearer {TOKEN}")) is None
 
 
+def test_who_guesses_does_not_shut_out_a_browser_that_logged_in_before() -> None:
+    """Behind a proxy everybody has one address: five wrong passwords a minute would keep the owner out for good."""
+    time = [0.0]
+    here = door(LAN, lambda: time[0], password=HASH)
+    cookie = here.log_in(caller(), "correct horse")
+    assert isinstance(cookie, str)
+    time[0] = LOGIN_LASTS + 1
+    again = door(LAN, lambda: time[0], password=HASH)  # started anew meanwhile
+    for _ in range(ATTEMPTS):
+        assert again.log_in(caller(x_forwarded_for="45.0.0.1"), "wrong") is Refusal.WRONG
+    assert again.log_in(caller(), "correct horse") is Refusal.LIMIT
+    assert again.look(caller(cookie=cookie)) is Refusal.PASSWORD
+    new = again.log_in(caller(cookie=cookie), "correct horse")
+    assert isinstance(new, str)
+    assert again.look(caller(cookie=new)) is None
+
+
+def test_a_browser_that_logged_in_before_may_not_guess_either() -> None:
+    """Whoever finds an old cookie would guess without end, and a made-up one would do."""
+    here = door(LAN, password=HASH)
+    cookie = here.log_in(caller(), "correct horse")
+    assert isinstance(cookie, str)
+    while not set("-_") & set(cookie):
+        cookie = here.log_in(caller(), "correct horse")
+        assert isinstance(cookie, str)
+    for number in range(ATTEMPTS):
+        spelt = cookie if number % 2 else cookie.replace("-", "+").replace("_", "/")
+        assert here.log_in(caller(cookie=spelt), "wrong") is Refusal.WRONG
+    for spelt in (cookie, cookie.replace("-", "+").replace("_", "/")):
+        assert here.log_in(caller(cookie=spelt), "correct horse") is Refusal.LIMIT
+    assert isinstance(here.log_in(caller(), "correct horse"), str)  # nobody else is kept out by that
+    other = door(LAN, password=generate_password_hash("other horse", method="scrypt:1024:8:1"))
+    for number in range(ATTEMPTS):
+        made_up = ("A" * 64, cookie[:-1], cookie + "A", "", "ä")[number % 5]
+        assert other.log_in(caller(cookie=made_up), "wrong") is Refusal.WRONG
+    for made_up in (cookie, "A" * 64, cookie[:-1] + "A", "\ud800"):  # of another password, or of none
+        assert other.log_in(caller(cookie=made_up), "other horse") is Refusal.LIMIT
+
+
+def test_behind_a_proxy_that_is_listed_attempts_count_for_the_address_it_tells() -> None:
+    """A stranger would keep out every browser that is new; or give another address for each attempt."""
+    here = door(LAN, password=HASH, proxies=("127.0.0.1/32",))
+    for number in range(ATTEMPTS):
+        said = f"9.9.9.{number}, 45.0.0.1"  # what the client claims, and what the proxy adds
+        assert here.log_in(caller(x_forwarded_for=said), "wrong") is Refusal.WRONG
+    assert here.log_in(caller(x_forwarded_for="9.9.9.9, 45.0.0.1"), "correct horse") is Refusal.LIMIT
+    assert isinstance(here.log_in(caller(x_forwarded_for="45.0.0.2"), "correct horse"), str)
+    for number in range(ATTEMPTS):
+        stranger = caller(address="::ffff:45.0.0.3", x_forwarded_for=f"45.0.1.{number}")
+        assert here.log_in(stranger, "wrong") is Refusal.WRONG
+    assert here.log_in(caller(address="45.0.0.3", x_forwarded_for="45.0.2.1"), "correct horse") is Refusal.LIMIT
+    assert (
+        here.look(caller(x_forwarded_for="45.0.0.2", x_ingress_path="/x")) is Refusal.PASSWORD
+    )  # believed in nothing else
+
+
+def test_who_guesses_from_the_internet_does_not_shut_out_the_house() -> None:
+    """A few rented machines would keep the owner out, also at home and on the machine itself."""
+    here = door(LAN, password=HASH)
+    for number in range(ATTEMPTS_OF_ALL):
+        assert here.log_in(caller(address=f"45.0.1.{number}"), "wrong") is Refusal.WRONG
+    assert here.log_in(caller(address="45.0.2.1"), "correct horse") is Refusal.LIMIT
+    for at_home in ("192.168.1.5", "127.0.0.1", "fd00::1", "::ffff:10.0.0.1"):
+        assert isinstance(here.log_in(caller(address=at_home), "correct horse"), str)
+
+
 def test_a_password_is_compared_as_it_is() -> None:
     """What is cut off or folded makes one password out of many."""
     long = "Pässwörd 🔑 " * 10
