@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.system.conftest import MakeBridge
 from tests.system.proxies import NAMES, Proxy, Upstream
+from tests.system.slow import HEAD
 from tests.system.support import free_port, status
 
 TOKEN = "a-token-that-nobody-may-read-in-a-log"
@@ -134,6 +136,30 @@ def test_who_drips_a_body_is_cut_off_and_never_reaches_the_bridge(proxy: Before,
     )
     assert _dripped(there, b"Content-Length: 100\r\n\r\n{") in (b"", b"408", b"400")
     assert upstream.connections == 0
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "haproxy"], indirect=True)
+def test_one_address_has_so_many_connections(proxy: Before, upstream: Upstream) -> None:
+    """One stranger could hold all that there are; nginx counts those whose request it has begun to read."""
+    there = proxy(
+        upstream.port,
+        nginx={"limit_conn whatsapp_connections 50": "limit_conn whatsapp_connections 3"},
+        haproxy={"sc_conn_cur(0) gt 50": "sc_conn_cur(0) gt 3"},
+    )
+    head = HEAD.replace(b"Host: a", b"Host: hook.example.org") + b"Content-Length: 100\r\n\r\n"
+    with ExitStack() as stack:
+        held = [stack.enter_context(there.connect("127.0.0.2")) for _ in range(3)]
+        for sock in held:
+            sock.sendall(head)
+        came = b""
+        with suppress(ConnectionError, ssl.SSLError), there.connect("127.0.0.2") as sock:
+            sock.sendall(head)
+            came = sock.recv(1000)
+        assert came == b"" or came.startswith(b"HTTP/1.1 429 ")
+        assert there.ask("POST", "/webhook", CALLBACK).status == 200, "from another address"
+        for sock in held:
+            sock.sendall(b"x" * 100)
+            assert sock.recv(1000).startswith(b"HTTP/1.1 200 "), "so many are taken"
 
 
 def _dripped(there: Proxy, rest: bytes) -> bytes:
