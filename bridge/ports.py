@@ -7,7 +7,7 @@ import socket
 from bridge.config import Address
 
 #: Connections that wait while the receivers have as many as they take, or are started anew.
-BACKLOG = 1024
+BACKLOG = 4096
 #: Seconds that the other end may leave what was sent to it unread.
 READER_PATIENCE = 10
 #: Bytes of answers that the kernel keeps for one connection; without a bound it is megabytes.

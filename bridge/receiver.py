@@ -38,6 +38,7 @@ from bridge import logs, payload
 from bridge.auth import Gate, Header, Verdict, Visitor, is_one_of
 from bridge.clicks import Allowed
 from bridge.config import Buttons, Log, Webhook
+from bridge.crowd import Crowd
 from bridge.intake import MOST, MOST_LARGEST, Intake, Source, Trouble, UnreadError
 from bridge.journal import BrokenStorageError, Callback, DeadLetter, Household, NotStoredError, Outcome
 from bridge.journal.commit import GroupCommit
@@ -245,6 +246,7 @@ class Receiver:
         self._throttle = Throttle(webhook.rate_limit, uptime)
         self._refusal = Allowed(buttons).refusal if buttons is not None and buttons != Buttons() else None
         self._project = functools.partial(veil.entry if veil else entry, encode_dots=encode_dots)
+        self._crowd = Crowd(webhook.listen.port, webhook.connections)
         self._intake = Intake(webhook.body_timeout, max(MOST, MOST_LARGEST * webhook.max_body))
         self._bottle = Bottle()
         self._bottle.uninstall(True)  # its plugins: nothing here is a template, and our JSON is bytes
@@ -256,6 +258,8 @@ class Receiver:
     async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
         """Answer a request."""
         began = time.perf_counter()
+        client = scope.client
+        self._crowd.begin(client)
         try:
             answer = await self._answer(scope, exchange)
         except Exception as error:
@@ -269,14 +273,26 @@ class Receiver:
                 headers.append(("Content-Length", str(len(body))))
             if code >= 400 and "Connection" not in answer:
                 headers.append(("Connection", "close"))  # a stranger who stays would keep others out
+        self._crowd.end(client)
         exchange.response_bytes(code, headers, body)
         if scope.method != "HEAD":  # by which the bridge itself asks whether a receiver answers
             self._meter.answered(code, time.perf_counter() - began, time.time())
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The event loop is about to begin: from now on it shows that it takes its turns."""
+        """The event loop is about to begin."""
+        self._beat(loop)
+        self._look_around(loop)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Show that the event loop takes its turns."""
         self._meter.beat()
-        loop.call_later(BEAT, self.__rsgi_init__, loop)
+        loop.call_later(BEAT, self._beat, loop)
+
+    def _look_around(self, loop: asyncio.AbstractEventLoop) -> None:
+        wait, ended = self._crowd.look()
+        if ended and self._throttle.crowded() is None:
+            log.warning("there are as many connections as webhook.connections allows; those that ask nothing are ended")
+        loop.call_later(wait, self._look_around, loop)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """The last request was answered."""
@@ -314,8 +330,11 @@ class Receiver:
             return declared if verdict else self._turn_away(visitor, declared, "unsigned")
         try:
             with self._intake.place(limit, is_known=verdict is not None) as place:
+                if not verdict:
+                    self._crowd.end(scope.client)  # who is not known by then has no more time than for a head
                 body = await place.read(exchange, declared)
                 if not verdict:
+                    self._crowd.begin(scope.client)
                     found = self._gate.with_body(visitor, body)
                     if found is not Verdict.WELCOME:
                         return self._turn_away(visitor, self._refusal_of(found), found.value)

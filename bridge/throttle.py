@@ -28,6 +28,8 @@ from limits.strategies import FixedWindowRateLimiter
 FAILURES = 10
 #: Lines of the log in a minute, about all strangers together.
 LINES = 60
+#: Lines of the log in a minute, about too many connections.
+CROWDS = 1
 #: Seconds over which `webhook.rate_limit` is a mean: a burst after a pause is no flood.
 WINDOW = 10
 #: Addresses that are remembered at once; the one remembered for longest is forgotten first.
@@ -137,6 +139,7 @@ class Throttle:
         self._rate = RateLimitItemPerSecond(rate * WINDOW, WINDOW) if rate is not None else None
         self._failures = RateLimitItemPerMinute(FAILURES)
         self._lines = RateLimitItemPerMinute(LINES)
+        self._crowds = RateLimitItemPerMinute(CROWDS)
         # Apart, so that no number of strangers makes a sender forgotten, or the other way round.
         self._senders = FixedWindowRateLimiter(Counts(now=now))
         self._strangers = FixedWindowRateLimiter(Counts(now=now))
@@ -153,6 +156,10 @@ class Throttle:
     def logged(self) -> Excess | None:
         """Count a line of the log about any of them; None: it is not too many."""
         return self._count(self._log, self._lines, "")
+
+    def crowded(self) -> Excess | None:
+        """Count a line of the log about too many connections; None: it is not too many."""
+        return self._count(self._log, self._crowds, "crowd")
 
     def _count(self, limiter: FixedWindowRateLimiter, item: RateLimitItem, key: str) -> Excess | None:
         if limiter.hit(item, key):

@@ -226,7 +226,10 @@ class Watch:
         listen = self._sources.settings.webhook.listen
         if answers(listen, ANSWER):
             return None
-        return f"nothing answers at {listen} for {ANSWER:.0f} seconds; a receiver that ended or hangs is started anew"
+        return (
+            f"nothing answers at {listen} for {ANSWER:.0f} seconds; a receiver that ended or hangs is started anew, "
+            "and one with as many connections as webhook.connections allows makes room"
+        )
 
     def _store(self) -> str | None:
         try:
