@@ -10,8 +10,10 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from paho.mqtt import publish
@@ -42,13 +44,37 @@ def test_every_command_explains_itself(make_bridge: MakeBridge, command: list[st
     assert not said.stderr
 
 
-@pytest.mark.parametrize("name", main.commands)
+def commands(group: click.Group = main, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    """All of them, also those within others, by their whole names."""
+    for name, command in group.commands.items():
+        yield before + name, command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{before}{name} ")
+
+
+ALL = dict(commands())
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_every_command_and_option_has_its_sentence(name: str) -> None:
-    """A command that is not in the README is not found; an option without a word is not understood."""
-    command = main.commands[name]
+    """An option without a word is not understood; one that is in no document is not found."""
+    command = ALL[name]
     assert command.help
     assert all(getattr(option, "help", None) or option.param_type_name == "argument" for option in command.params)
-    assert f"whatsapp2mqtt {name}" in (ROOT / "README.md").read_text()
+    _, heading, rest = (ROOT / "docs" / "commands.md").read_text().partition(f"\n## {name}\n")
+    assert heading
+    rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", rest.partition("\n## ")[0], re.MULTILINE)
+    documented = {word for row, _ in rows for word in re.findall(r"--?[a-z][a-z-]*", row)}
+    options = {word for one in command.params for word in (*one.opts, *one.secondary_opts) if word.startswith("-")}
+    assert documented == options
+
+
+def test_the_readme_lists_every_command_once_and_no_other() -> None:
+    """Whoever looks for one looks there, and not in the sentences around."""
+    table = (ROOT / "README.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `whatsapp2mqtt ([a-z-]+)[^`]*` \| \S", table, re.MULTILINE)
+    assert sorted(listed) == sorted(main.commands)
+    assert all(f"`{name}`" in table for name in main.commands["dead-letters"].commands)  # type: ignore[attr-defined]
 
 
 GOOD = "dcVqzD2nX0tT7uKxO4gBf9yLs3RwPm6E"
