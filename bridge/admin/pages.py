@@ -223,8 +223,8 @@ class Pages:
             messages=status.health.get("messages", {}),
             series=series,
             points=orjson.dumps([series.minutes, series.statuses, series.clicks]).decode(),
-            answered=typical(ANSWER_SECONDS, counted.buckets),
-            delivered=typical(DELIVERY_SECONDS, delivered),
+            answered=typical("answers", ANSWER_SECONDS, counted.buckets),
+            delivered=typical("deliveries", DELIVERY_SECONDS, delivered),
             answers=[(code, count, ANSWERS[code]) for code, count in status.answers.items() if count],
             setup=checklist(self._sources, status),
         )
@@ -554,12 +554,20 @@ def _summary(status: Status) -> str:
     return "All is well"
 
 
-def typical(bounds: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Below how many seconds nine of ten were, by the bounds of a histogram; None: there were none."""
+def typical(what: str, bounds: Sequence[float], counts: Sequence[int]) -> str | None:
+    """How long nine of ten took, as far as a histogram tells; None: there were none.
+
+    Args:
+        what: Was counted, as a plural.
+        bounds: Seconds, of all but the last.
+        counts: How many took no more than a bound and more than the one before; in the last, more than all bounds.
+    """
     total = sum(counts)
+    if not total:
+        return None
     so_far = 0
-    for bound, count in zip((*bounds, float("inf")), counts, strict=True):
+    for bound, count in zip(bounds, counts, strict=False):
         so_far += count
-        if total and so_far >= 0.9 * total:
-            return bound
-    return None
+        if so_far >= 0.9 * total:
+            return f"9 of 10 {what} took {words.span(bound)} or less"
+    return f"more than 1 of 10 {what} took over {words.span(bounds[-1])}"
