@@ -54,7 +54,7 @@ _OTHER_CA = "set mqtt.tls.ca to the file of the CA that signed it"
 _OTHER_NAME = "write a name that stands in it in mqtt.url"
 _OTHER_TIME = "renew it at the broker, or set this machine's clock"
 #: What to do, by OpenSSL's code (x509_vfy.h): not yet, or no longer valid; another name, another address.
-_CERTIFICATE_HINTS = {9: _OTHER_TIME, 10: _OTHER_TIME, 62: _OTHER_NAME, 64: _OTHER_NAME}
+_CERTIFICATE_REMEDIES = {9: _OTHER_TIME, 10: _OTHER_TIME, 62: _OTHER_NAME, 64: _OTHER_NAME}
 
 
 class ConnectionEndedError(Exception):
@@ -202,7 +202,7 @@ class Connection:
         except ssl.SSLCertVerificationError as error:
             raise ConnectionEndedError(
                 f"the broker's certificate is not trusted: {error.verify_message.rstrip('.')}; "
-                f"{_CERTIFICATE_HINTS.get(error.verify_code, _OTHER_CA)}",
+                f"{certificate_remedy(error)}",
                 refused=True,
             ) from error
         # IndexError: paho's reading of a websocket's answer, at a header without a space behind its colon.
@@ -384,6 +384,11 @@ class _Client(paho.Client):
         return self.line
 
 
+def certificate_remedy(error: ssl.SSLCertVerificationError) -> str:
+    """What to do about a broker's certificate that is not trusted, by the reason."""
+    return _CERTIFICATE_REMEDIES.get(error.verify_code, _OTHER_CA)
+
+
 def _properties(packet: int, **values: int) -> Properties:
     found = Properties(packet)  # type: ignore[no-untyped-call]
     for name, value in values.items():
@@ -416,4 +421,5 @@ __all__ = [
     "Limits",
     "MQTTErrorCode",
     "Message",
+    "certificate_remedy",
 ]

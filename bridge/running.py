@@ -5,9 +5,11 @@ And to ask its webhook whether it answers, for which one needs to know no more t
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +21,10 @@ PATIENCE = 5.0
 
 class NotRunningError(Exception):
     """No bridge with these settings runs here, or it cannot be asked; the message says why and what to do."""
+
+
+class SilentError(NotRunningError):
+    """One has left its address, and nobody answers there."""
 
 
 class HiddenError(NotRunningError):
@@ -41,7 +47,8 @@ def ask(settings: Settings, path: str, body: object = None) -> tuple[int, Any]:
         The status code, and the answer's JSON.
 
     Raises:
-        NotRunningError: Nobody answers.
+        NotRunningError: None has left its address.
+        SilentError: Nobody answers there.
         HiddenError: This user may not know.
     """
     beside = settings.journal_path.with_suffix(".admin")
@@ -62,7 +69,7 @@ def ask(settings: Settings, path: str, body: object = None) -> tuple[int, Any]:
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise NotRunningError(f"nothing answers at {key['url']}; the bridge has ended, or hangs") from error
+            raise SilentError(f"nothing answers at {key['url']}; the bridge has ended, or hangs") from error
 
 
 def answers(webhook: Address, patience: float = PATIENCE) -> bool:
@@ -79,3 +86,19 @@ def answers(webhook: Address, patience: float = PATIENCE) -> bool:
         except (OSError, http.client.HTTPException):
             return False
         return True
+
+
+def is_held(journal: Path) -> bool:
+    """Whether somebody holds the journal's lock: a bridge does, and a command that must be alone with it.
+
+    Args:
+        journal: Where it is; the lock stands beside it.
+    """
+    try:
+        with journal.with_suffix(".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not see each other
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -36,6 +36,10 @@ BRIDGE_RESPONSE = "bridge/response"
 BRIDGE_DOCTOR = "bridge/doctor"
 BRIDGE_REPLICA = "bridge/replica"
 
+#: One topic of each family in which updates are published, and whether they are retained there. Updates never stand on
+#: them, as no text becomes this level; and `event/button/+`, on which automations hang, does not match.
+PROBES = (("%doctor/status", True), ("button/%doctor", True), ("last/%doctor", True), ("event/%doctor", False))
+
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_.\-]+").sub
 _CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")
 

@@ -56,7 +56,13 @@ TOPICS: dict[str, tuple[bool, str]] = {
     ),
     f"{topics.BRIDGE_REQUEST}/<what>": (False, "JSON, **to** the bridge: see [requests](requests.md)"),
     f"{topics.BRIDGE_RESPONSE}/<what>": (False, "JSON: the answer to such a request"),
-    topics.BRIDGE_DOCTOR: (True, "for the command `doctor`, which takes it away again at once"),
+    topics.BRIDGE_DOCTOR: (
+        True,
+        (
+            "for the command `doctor`, which takes it away again at once; it also publishes empty messages where no "
+            f"update ever stands, to see whether it may: {', '.join(f'`{topic}`' for topic, _ in topics.PROBES)}"
+        ),
+    ),
 }
 
 STATUS_KEYS = {

@@ -78,6 +78,15 @@ def test_the_rights_are_enough(make_bridge: MakeBridge, broker: Broker, protocol
     assert "Denied PUBLISH from whatsapp2mqtt" not in broker.program.said
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_the_doctor_finds_nothing_wrong_with_the_rights(make_bridge: MakeBridge, broker: Broker, protocol: str) -> None:
+    """Who follows the document would be told to allow more than it says."""
+    url = f"mqtt://whatsapp2mqtt:{PASSWORD}@127.0.0.1:{broker.port}"
+    said = make_bridge(mqtt__url=url, mqtt__protocol=protocol).run("doctor")
+    assert said.returncode == 0, said.stdout
+    assert "the bridge may publish updates there" in said.stdout
+
+
 def test_no_more_is_allowed(broker: Broker) -> None:
     """Whoever gets at the bridge's password could open the gate past it, or rewrite other devices of the house."""
     with broker.client("witness") as witness:

@@ -94,6 +94,10 @@ TEXTS = st.one_of(
 )
 
 
+#: Every escape whole; a tilde only before the digest of a level that was cut.
+ANY_LEVEL = r"([A-Za-z0-9_.\-]|%[0-9A-F]{2})+(~[0-9a-f]{32})?|%"
+
+
 @given(TEXTS, st.booleans())
 @example("a\nb", False)
 @example("\U0001f6aa" * 256, False)
@@ -105,8 +109,7 @@ def test_whatever_comes_is_one_level_that_every_broker_takes(text: str, encode_d
         message_level(text, encode_dots=encode_dots),
         payload_level(text, encode_dots=encode_dots),
     ):
-        # Every escape whole; a tilde only before the digest of a level that was cut.
-        assert re.fullmatch(r"([A-Za-z0-9_.\-]|%[0-9A-F]{2})+(~[0-9a-f]{32})?|%", one, re.ASCII)
+        assert re.fullmatch(ANY_LEVEL, one, re.ASCII)
         assert len(one.encode()) <= LEVEL_LIMIT
         assert not (encode_dots and "." in one)
 
@@ -277,6 +280,15 @@ def test_no_message_and_no_button_reaches_a_topic_of_another_kind(message_id: st
 
 
 # --- an entry ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_doctor_tries_is_no_updates_topic() -> None:
+    """Its empty message would take a button's state away, or fire an automation."""
+    for topic, is_retained in topics.PROBES:
+        (reserved,) = set(topic.split("/")) - {"button", "last", "event", "status"}
+        assert re.fullmatch(ANY_LEVEL, reserved) is None
+        assert is_retained is not topic.startswith("event/")
+        assert not re.fullmatch("event/[^/]+/[^/]+", topic)
 
 
 def test_a_status_is_projected_with_all_that_the_journal_needs() -> None:

@@ -23,7 +23,7 @@ FOR_USERS = {
             *("StartError", "PortError", "NotRunningError", "JournalError", "NotStoredError", "ConnectionEndedError"),
             *("BrokerMissingError", "CleanError", "ForgetError", "SimulationError", "InstallError", "ConfigError"),
             *("RefusedError", "AppError", "WantedError", "NotUnderstoodError", "DeadItem", "fail", "warning", "error"),
-            *("UnreachableError", "BusyError", "BrokenStorageError", "NameTakenError", "HiddenError"),
+            *("UnreachableError", "BusyError", "BrokenStorageError", "NameTakenError", "HiddenError", "SilentError"),
             *("UnknownKindError", "MissingError", "DropInError"),
         ),
         0,
