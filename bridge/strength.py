@@ -6,6 +6,7 @@ everybody types, and whether it reads like words: an estimate from above, that t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -28,6 +29,16 @@ LENGTH = 32
 _ROWS = ("abcdefghijklmnopqrstuvwxyz", "01234567890", "qwertyuiop", "qwertzuiop", "asdfghjkl", "zxcvbnm", "yxcvbnm")
 _WORDS = "password passwort secret geheim token webhook whatsapp mqtt bridge admin changeme example letmein welcome"
 _KNOWN = " ".join([*_ROWS, *(row[::-1] for row in _ROWS), _WORDS])
+#: What hands that hammer on the keys bring forth.
+_HANDS = ("asdfghjkl", "asdfghjklöä", "qwertyuiop", "qwertzuiop")
+#: Alphabets of which a text is made that has no other characters, the smallest first.
+_WHOLE = (
+    *(string.digits, "0123456789abcdef", "0123456789ABCDEF", *_HANDS),
+    *(string.ascii_lowercase + "234567", string.ascii_uppercase + "234567"),  # base32, also if it has no digit
+)
+_SIGNS = "!\"#$%&'()*,.:;<>?@[\\]^`{|}~"
+#: In place of all that are not ASCII: nobody chooses from more.
+_OTHERS = "".join(map(chr, range(0x100, 0x140)))
 #: Characters; fewer that are known already may be so by chance.
 _REPEATED = 6
 #: Pairs of letters that make up two thirds of a text in a language of western Europe, and a sixth of a random one.
@@ -36,8 +47,10 @@ _PAIRS = (
     "de hi ri ro ic ne ea ra ce li ch ll be ma si om ur ei ie ge un la ta el di os ad et id us no ke ot "
     "ut em am il lo wh ee ss tt so do ac ai ca ec ns rs sh tr wa we ni ol na po pe ag ho mo ck ul"
 )
-#: A text has so many of them by chance once in so many times: then it is called words.
-_CHANCE = 1e-5
+#: What is typed in place of letters, so that words do not look like words.
+_DISGUISE = str.maketrans("0134578@$!", "oieastbasi")
+#: A text has so many of them by chance once in so many times: then it is called words, or words in disguise.
+_CHANCE, _CHANCE_IN_DISGUISE = 2e-4, 2e-5
 #: Bits of a letter within words (Shannon, "Prediction and Entropy of Printed English").
 _LETTER = 2.0
 #: Characters that are looked at; of more, no secret needs to be.
@@ -61,8 +74,9 @@ def bits(secret: str) -> float:
 def _bits(text: str) -> float:
     if re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text):
         return 122.0  # a UUID: six of its bits say which kind
-    each = math.log2(_alphabet(text))
-    letter = min(each, _LETTER) if _reads_like_words(text) else each
+    alphabet = _alphabet(text)
+    each = math.log2(len(alphabet))
+    letters = _letters_of_words(text, alphabet)
     folded = text.lower()
     total, at = 0.0, 0
     while at < len(text):
@@ -70,40 +84,55 @@ def _bits(text: str) -> float:
             total += math.log2(len(_KNOWN) + at)
             at += length
         else:
-            total += letter if text[at].isalpha() else each
+            total += min(each, _LETTER) if text[at] in letters else each
             at += 1
     return total
 
 
-def _alphabet(text: str) -> int:
-    """Of how many characters a text seems to be made."""
-    if re.fullmatch(r"[0-9a-f]*|[0-9A-F]*", text):
-        return 10 if text.isdigit() else 16
-    if set(string.ascii_lowercase) & set(text) and set(string.ascii_uppercase) & set(text):
+def _alphabet(text: str) -> frozenset[str]:
+    """Of which characters a text seems to be made."""
+    used = set(text)
+    for whole in _WHOLE:
+        if used <= set(whole):
+            return frozenset(whole)
+    kinds = (string.digits, string.ascii_lowercase, string.ascii_uppercase, "-_", "+/=", " ", _SIGNS)
+    found = {one for kind in kinds if used & set(kind) for one in kind}
+    if found >= set(string.ascii_letters):
         # Both cases: whoever mixed these would have taken digits, too, and signs if there is one.
-        return 62 + (0 if text.isalnum() else 2 if set(text) <= set(ALPHABET + "-_+/=") else 32)
-    kinds = (
-        (string.digits, 10),
-        (string.ascii_lowercase, 26),
-        (string.ascii_uppercase, 26),
-        ("-_", 2),
-        ("+/=", 2),
-        (" ", 1),
-        ("!\"#$%&'()*,.:;<>?@[\\]^`{|}~", 27),
-    )
-    return max(2, sum(size for kind, size in kinds if set(kind) & set(text)) + (0 if text.isascii() else 64))
+        found |= set(string.digits if used <= set(ALPHABET + "-_+/=") else string.digits + _SIGNS + "-_+/=")
+    return frozenset(found if text.isascii() else found | set(_OTHERS)) or frozenset("01")
 
 
-def _reads_like_words(text: str) -> bool:
-    """Whether so many of its pairs of letters are those of a language that this is no chance."""
-    pairs = [a + b for a, b in itertools.pairwise(text) if a.isalpha() and b.isalpha() and b.islower()]
-    usual = sum(pair.lower() in _PAIRS for pair in pairs)
-    rate = (len(_PAIRS) + 1) // 3 / 26**2
-    chance = sum(
-        math.comb(len(pairs), hits) * rate**hits * (1 - rate) ** (len(pairs) - hits)
-        for hits in range(usual, len(pairs) + 1)
-    )
-    return chance < _CHANCE
+def _letters_of_words(text: str, alphabet: frozenset[str]) -> frozenset[str]:
+    """The letters of a text that reads like words, with those in disguise if it takes these to do so; else none."""
+    tries: list[tuple[dict[int, int], float]] = [({}, _CHANCE)]
+    if any(map(str.isalpha, text)):
+        tries.append((_DISGUISE, _CHANCE_IN_DISGUISE))
+    for disguise, limit in tries:
+        pairs = [pair for a, b in itertools.pairwise(text) if (pair := _pair(a, b, disguise))]
+        usual = sum(pair in _PAIRS for pair in pairs)
+        rate = _rate(alphabet, is_disguised=bool(disguise))
+        chance = sum(
+            math.comb(len(pairs), hits) * rate**hits * (1 - rate) ** (len(pairs) - hits)
+            for hits in range(usual, len(pairs) + 1)
+        )
+        if chance < limit:
+            return frozenset(one for one in text if one.translate(disguise).isalpha())
+    return frozenset()
+
+
+def _pair(a: str, b: str, disguise: dict[int, int]) -> str:
+    """Two letters that follow each other in a word, in small letters; or nothing."""
+    pair = (a + b).translate(disguise)
+    return pair.lower() if pair.isalpha() and not b.isupper() else ""
+
+
+@functools.cache
+def _rate(alphabet: frozenset[str], *, is_disguised: bool) -> float:
+    """How many of the pairs of a random text are usual ones."""
+    disguise = _DISGUISE if is_disguised else {}
+    pairs = [pair for a, b in itertools.product(alphabet, repeat=2) if (pair := _pair(a, b, disguise))]
+    return sum(pair in _PAIRS for pair in pairs) / max(1, len(pairs))
 
 
 def _known_before(text: str, at: int) -> int:

@@ -28,6 +28,9 @@ RECIPES: dict[str, Callable[[random.Random], str]] = {
     "small letters": lambda dice: text(dice, string.ascii_lowercase, 28),
     "small letters and digits": lambda dice: text(dice, string.ascii_lowercase + string.digits, 26),
     "a password manager's": lambda dice: text(dice, ALPHANUMERIC + "!#$%&*@^", 24),
+    "base32": lambda dice: text(dice, string.ascii_uppercase + "234567", 26),
+    "base32, small": lambda dice: text(dice, string.ascii_lowercase + "234567", 26),
+    "two UUIDs": lambda dice: f"{uuid.UUID(bytes=dice.randbytes(16))}{uuid.UUID(bytes=dice.randbytes(16))}",
     "digits": lambda dice: text(dice, string.digits, 40),
 }
 
@@ -57,6 +60,12 @@ das-ist-ein-sehr-geheimes-wort-fuer-das-gartentor
 ichmoechtedasgaragentoroeffnen
 el-perro-de-san-roque-no-tiene-rabo-nunca
 ouvre-toi-sesame-porte-du-garage-rouge
+johnjacobjingleheimerschmidt1985
+jackandjillwentupthehilltofetch1985
+Th1s1sMyS3cr3tT0k3nF0rTh3G4t3
+MyD0gN4m3dR3xL1k3sT0Ch4s3C4ts2024
+Gr3etingsFr0mTh3G4rd3nG4t3AtH0me
+kjhgkjhgkjshdfkjahsdlkfjhaslkdjfh
 2026-11-26T02:10:51
 d41d8cd98f00b204
 """.strip().splitlines()
