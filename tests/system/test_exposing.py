@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -185,3 +186,10 @@ def test_a_flood_is_turned_away(proxy: Before, upstream: Upstream) -> None:
 def test_a_bridge_that_is_away_is_told_as_such(proxy: Before) -> None:
     """WhatsApp comes again after a 5xx, and never after a 200 or 404."""
     assert proxy(free_port()).ask("POST", "/webhook", CALLBACK).status in (502, 503)
+
+
+def test_cloudflared_is_told_to_write_no_addresses() -> None:
+    """Not tried with one, as it is in no package here. The secret in the path would stand in the system's log each time the bridge is started anew."""
+    exposing = (Path(__file__).parents[2] / "docs/exposing.md").read_text(encoding="utf-8")
+    (configuration,) = re.findall(r"```yaml\n(tunnel: .*?)```", exposing, re.DOTALL)
+    assert "\nloglevel: fatal\n" in configuration
