@@ -189,7 +189,7 @@ def test_a_bridge_that_is_away_is_told_as_such(proxy: Before) -> None:
 
 
 def test_cloudflared_is_told_to_write_no_addresses() -> None:
-    """Not tried with one, as it is in no package here. The secret in the path would stand in the system's log each time the bridge is started anew."""
+    """The secret would stand in the system's log after each restart of the bridge; not tried, as no package has it."""
     exposing = (Path(__file__).parents[2] / "docs/exposing.md").read_text(encoding="utf-8")
     (configuration,) = re.findall(r"```yaml\n(tunnel: .*?)```", exposing, re.DOTALL)
     assert "\nloglevel: fatal\n" in configuration
