@@ -315,13 +315,14 @@ class Subscriber:
     password: str | None = None
     heard: list[Heard] = field(default_factory=list)
     host: str = "127.0.0.1"
+    qos: int = 1
 
     def __post_init__(self) -> None:
         self._news = threading.Condition()
         self._subscribed = False
         self._client = client = paho.Client(CallbackAPIVersion.VERSION2)
         client.username_pw_set(self.username, self.password)
-        client.on_connect = lambda *_: client.subscribe(self.topics, qos=1)
+        client.on_connect = lambda *_: client.subscribe(self.topics, qos=self.qos)
         client.on_subscribe = lambda *_: self._note(None)
         client.on_message = lambda _, __, message: self._note(
             Heard(message.topic, message.payload.decode(), message.retain)
@@ -364,7 +365,7 @@ class Subscriber:
             for _ in range(round(patience / ASK_AGAIN)):
                 if found := self._news.wait_for(lambda: holds(self.heard), ASK_AGAIN):
                     return found
-                self._client.subscribe(self.topics, qos=1)
+                self._client.subscribe(self.topics, qos=self.qos)
         raise AssertionError(f"not among the {len(self.heard)} heard, on {sorted({one.topic for one in self.heard})}")
 
 
