@@ -16,8 +16,10 @@ import apsw
 from playwright.sync_api import Browser, Page
 
 from bridge.simulate import message_id_for, status
+from bridge.strength import make
 from tests.browser.chromium import chromium, click, post
 from tests.system.support import Bridge
+from tests.torture.harness import wait_until
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 NAMES = ("Ada", "Béla", "Chidi", "Dana", "Emre", "Frida")
@@ -85,14 +87,27 @@ def an_hour_of_traffic(bridge: Bridge) -> None:
                 payload, text = dice.choice(BUTTONS)
                 post(bridge, click(payload, text, number_of(person), NAMES[person], about))
         upto.append(newest(bridge))
+    delivered(bridge)  # what waits meanwhile would have waited for an hour
     date_back(bridge, upto)
 
 
 def newest(bridge: Bridge) -> int:
+    return asked(bridge, "SELECT coalesce(max(seq), 0) FROM updates")
+
+
+def delivered(bridge: Bridge) -> None:
+    """Wait until the broker has all."""
+    wait_until(
+        lambda: asked(bridge, "SELECT value FROM facts WHERE name = 'settled'") >= newest(bridge), "delivery", 60
+    )
+
+
+def asked(bridge: Bridge, question: str) -> int:
     database = apsw.Connection(str(bridge.state / "journal.db"))
-    place = next(database.execute("SELECT coalesce(max(seq), 0) FROM updates"))[0]
+    database.set_busy_timeout(10_000)
+    found = int(next(database.execute(question))[0])
     database.close()
-    return int(place)
+    return found
 
 
 def date_back(bridge: Bridge, upto: list[int]) -> None:
@@ -153,15 +168,16 @@ def main(arguments: list[str]) -> None:
     """With a folder, every page in every form goes there; without, the pictures of the documents are made anew."""
     folder = Path(arguments[0]) if arguments else IMAGES
     folder.mkdir(parents=True, exist_ok=True)
+    secret = make()
     with tempfile.TemporaryDirectory() as state, chromium() as browser:
         bridge = Bridge(
             Path(state),
             admin__listen="127.0.0.1:8081",
             webhook__public_url="https://hook.example.org",
-            webhook__auth__path_token="made-up-secret-of-the-pictures",
+            webhook__auth__path_token=secret,
             homeassistant__buttons='[{payload: open_gate, name: Open the gate, icon: "mdi:gate"}]',
         )
-        bridge.path = "/webhook/made-up-secret-of-the-pictures"
+        bridge.path = f"/webhook/{secret}"
         try:
             bridge.start()
             address = "http://127.0.0.1:8081"
@@ -170,13 +186,12 @@ def main(arguments: list[str]) -> None:
             watcher.goto(f"{address}/live")
             post(bridge, b'{"statuses": [{"status": "sent", "timestamp": "1"}]}', b"<xml>no callback</xml>")
             fresh_traffic(bridge)
-            watcher.wait_for_timeout(3_000)
-            rows = apsw.Connection(str(bridge.state / "journal.db"))
+            delivered(bridge)
+            watcher.wait_for_timeout(3_000)  # the overview's figures are as old as that
             places = {
-                kind: next(rows.execute("SELECT max(seq) FROM updates WHERE kind = ?", (name,)))[0]
+                kind: asked(bridge, f"SELECT max(seq) FROM updates WHERE kind = '{name}'")
                 for kind, name in (("click", "button"), ("status", "status"))
             }
-            rows.close()
             for name, shot in (ALL if arguments else KEPT).items():
                 ready = Shot(shot.path.format(**places), shot.width, shot.height, shot.is_dark)
                 take(browser, address, ready, folder / f"{name}.png", whole=bool(arguments))
