@@ -28,6 +28,10 @@ ARGUMENTS = (
 #: axe-core, by Deque Systems under the MPL-2.0, as it is in its npm package.
 AXE = Path(__file__).parent / "vendored" / "axe.min.js"
 
+#: What htmx calls an error when a page is left, or a live view paused, while it is asking. A request that fails has a
+#: word of its own beside the second.
+LEFT = ("htmx:sendAbort", "htmx:afterRequest")
+
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
@@ -62,7 +66,7 @@ class Onlooker:
         errors: tuple[str, ...] = (),
     ) -> None:
         self._address = address
-        self._expected = errors
+        self._expected = (*errors, *LEFT)
         self._wrong: list[str] = []
         self._context = browser.new_context(
             viewport={"width": width, "height": height},
