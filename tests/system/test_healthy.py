@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -61,6 +64,19 @@ def beats(bridge: Bridge) -> dict[int, float]:
     return Meters(2, os.open(memory, os.O_RDWR)).beats()
 
 
+def impatient(bridge: Bridge) -> Bridge:
+    """The same, with less patience with its receivers."""
+    script = bridge.folder / "impatient.py"
+    script.write_text(
+        "from bridge import pulse, service\n"
+        "from bridge.cli import main\n"
+        "pulse.LATE, pulse.HANGS, service.HEARTBEAT = 5.0, 10.0, 1.0\n"
+        "main()\n"
+    )
+    bridge.command = [sys.executable, script, "run"]
+    return bridge
+
+
 def test_a_receiver_that_hangs_is_told_and_started_anew(make_bridge: MakeBridge) -> None:
     """The kernel still takes connections for it, and no callback ever gets an answer."""
     bridge = make_bridge().start()
@@ -85,16 +101,7 @@ def test_a_receiver_that_hangs_is_told_and_started_anew(make_bridge: MakeBridge)
 
 def test_one_of_several_receivers_that_hangs_is_told_and_started_anew(make_bridge: MakeBridge) -> None:
     """The others answer, so nobody looks; and what this one has accepted gets no answer."""
-    bridge = make_bridge(webhook__workers="2")
-    script = bridge.folder / "impatient.py"
-    script.write_text(
-        "from bridge import pulse, service\n"
-        "from bridge.cli import main\n"
-        "pulse.LATE, pulse.HANGS, service.HEARTBEAT = 5.0, 10.0, 1.0\n"
-        "main()\n"
-    )
-    bridge.command = [sys.executable, script, "run"]
-    bridge.start()
+    bridge = impatient(make_bridge(webhook__workers="2")).start()
     until(lambda: len(beats(bridge)) == 2)
     hangs, well = receivers(bridge)
     os.kill(hangs, signal.SIGSTOP)
@@ -106,3 +113,28 @@ def test_one_of_several_receivers_that_hangs_is_told_and_started_anew(make_bridg
     assert well in receivers(bridge)
     assert hangs not in receivers(bridge)
     assert bridge.program.end() == 0
+
+
+def test_a_receiver_that_is_only_busy_is_left_alone(make_bridge: MakeBridge) -> None:
+    """With it would end every request that it is answering, and the next one would be as busy."""
+    bridge = impatient(make_bridge(webhook__connections="16", webhook__body_timeout="60s")).start()
+    busy = bridge.receiver
+    body = json.dumps(status("m1")).encode()
+    head = (
+        f"POST {bridge.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    )
+    with contextlib.ExitStack() as stack:
+        # All the connections that there may be, each in the middle of a body.
+        senders = [stack.enter_context(socket.create_connection(("127.0.0.1", bridge.webhook))) for _ in range(16)]
+        for sender in senders:
+            sender.sendall(f"{head}\r\n".encode() + body[:9])
+        until(lambda: "nothing answers" in str(ask(bridge, "/readyz").json["why"]))
+        for _ in range(120):
+            assert ask(bridge, "/healthz").json == {"alive": True}
+            signal.sigtimedwait([], 0.1)
+        for sender in senders:
+            sender.sendall(body[9:])
+            assert sender.recv(100).startswith(b"HTTP/1.1 200")
+    until(lambda: ask(bridge, "/readyz").status == 200)
+    assert bridge.receiver == busy
+    assert not [line for line in bridge.program.log if "hang" in line["event"]]
