@@ -29,6 +29,11 @@ PATIENCE = 10.0
 #: Topics in flight at once.
 WINDOW = 200
 
+#: nats-server writes a file of retained messages anew once it has let go of more than half of it and of 2 MiB, unless
+#: it is still writing to it (seen with 2.15). A message that is larger, and retained twice, brings that about; no
+#: subscription to `#` sees a topic that begins with `$` (MQTT 3.1.1, section 4.7.2).
+SWEEP, SWEEP_BYTES = "$whatsapp2mqtt/sweep", 3 * 2**20
+
 BRIDGE_TOPICS = (topics.BRIDGE_STATE, topics.BRIDGE_INFO, topics.BRIDGE_HEALTH, topics.BRIDGE_CHECKPOINT)
 #: The same of each of several bridges on one journal.
 _REPLICAS = re.compile(r"bridge/(replica/[^/]+/(state|info)|checkpoint/[0-9]+)").fullmatch
@@ -105,14 +110,30 @@ def remove(settings: Settings, found: Findings, on_removed: Callable[[int], None
     Raises:
         CleanError: The broker went away, or refuses one.
     """
+    _publish(settings, [(topic, b"") for topic in found.all], on_removed)
+
+
+def sweep(settings: Settings) -> None:
+    """Have the embedded broker write its files anew, in which bytes are left of what was removed.
+
+    One of which more is kept than was removed it leaves as it is.
+
+    Raises:
+        CleanError: The broker went away.
+    """
+    _publish(settings, [(SWEEP, bytes(SWEEP_BYTES)), (SWEEP, bytes(SWEEP_BYTES)), (SWEEP, b"")], lambda _: None)
+
+
+def _publish(settings: Settings, retained: list[tuple[str, bytes]], on_taken: Callable[[int], None]) -> None:
+    """Have the broker retain these, in this order; each is taken when the broker has acknowledged it."""
     with _connection(settings) as connection:
-        left = list(reversed(found.all))
+        left = retained[::-1]
         in_flight: dict[int, str] = {}
         deadline = time.monotonic() + PATIENCE
         while left or in_flight:
             while left and len(in_flight) < min(WINDOW, connection.limits.in_flight):
-                topic = left.pop()
-                in_flight[connection.publish(topic, b"", retain=True)] = topic
+                topic, payload = left.pop()
+                in_flight[connection.publish(topic, payload, retain=True)] = topic
             _step(connection)
             acks, connection.acks = connection.acks, []
             for ack in acks:
@@ -120,7 +141,7 @@ def remove(settings: Settings, found: Findings, on_removed: Callable[[int], None
                 if taken is not None and ack.code >= 0x80:
                     raise CleanError(f"the broker does not let go of {taken} (0x{ack.code:02X}); allow the bridge to")
             if acks:
-                on_removed(len(acks))
+                on_taken(len(acks))
                 deadline = time.monotonic() + PATIENCE
             elif time.monotonic() > deadline:
                 raise CleanError("the broker acknowledges nothing any more; try again")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 
-from bridge.clean import CleanError, Findings, remove
+from bridge.clean import CleanError, Findings, remove, sweep
 from bridge.config import Settings, state_directory
 from bridge.homeassistant import Plan, trigger_topic
 from bridge.journal import Household, NotStoredError, Traces
@@ -23,6 +23,8 @@ from bridge.traces import Wanted
 
 #: Seconds that the running bridge has to publish what waits.
 PATIENCE = 15.0
+#: Seconds that the embedded broker has to write its files anew.
+SWEEP_PATIENCE = 3.0
 #: Bytes of a file that are looked through at once, and that two slices share.
 SLICE, OVERLAP = 4 * 2**20, 8_192
 
@@ -85,9 +87,11 @@ def forget(
     report = Report(traces, [*(f"{base}/{topic}" for topic in traces.topics), *traces.discoveries])
     if traces.failure:
         report.topics.append(f"{base}/{BRIDGE_HEALTH}")  # a bridge that runs writes it anew
-    if dry_run or report.is_empty:
+    if dry_run:
         _look_beside(settings, report, wanted)
         return report
+    if report.is_empty:
+        return _swept(settings, report, wanted)
     try:
         _have_it_forgotten(settings, traces)
         journal.withhold(traces.topics)
@@ -105,8 +109,7 @@ def forget(
     except NotStoredError as error:
         raise ForgetError(f"{error}; it is not sure that nothing is left in the file: try again") from error
     report.removed = True
-    _look_beside(settings, report, wanted)
-    return report
+    return _swept(settings, report, wanted)
 
 
 def _await_settled(settings: Settings, journal: Household) -> None:
@@ -160,6 +163,23 @@ def _find(journal: Household, plan: Plan, wanted: Wanted) -> Traces:
         topics=tuple(topic for topic, seq in journal.each_topic() if seq in gone or wanted.is_in_topic(topic)),
         failure=failed is not None and wanted.is_in(failed),
     )
+
+
+def _swept(settings: Settings, report: Report, wanted: Wanted) -> Report:
+    """Have the embedded broker's files written anew if it stands in them, and note what is left then."""
+    _look_beside(settings, report, wanted)
+    if report.in_broker is None or not settings.mqtt.is_embedded:
+        return report
+    try:
+        sweep(settings)
+    except CleanError:
+        return report  # which says that it still stands there
+    deadline = time.monotonic() + SWEEP_PATIENCE
+    while report.in_broker is not None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        report.left, report.in_broker = [], None
+        _look_beside(settings, report, wanted)
+    return report
 
 
 def _look_beside(settings: Settings, report: Report, wanted: Wanted) -> None:

@@ -167,11 +167,13 @@ def forget(config: Path | None, who: str, dry_run: bool, as_json: bool) -> None:
             click.echo(f"{'Removed' if report.removed else 'Would be removed'}: {said}.")
         for place in report.left:
             click.echo(f"It still stands in {place}: delete that, if you do not need it.")
-        if report.in_broker:
+        if report.in_broker and dry_run:
+            click.echo(f"Bytes of it are in files of the embedded broker, {report.in_broker}.")
+        elif report.in_broker:
             click.echo(
                 f"Bytes of it are left in files of the embedded broker, {report.in_broker}, until that tidies up by "
-                "itself. To be rid of them now, stop the bridge and delete that folder: the bridge gives its own "
-                "topics back; what other programs had retained there is lost."
+                "itself, as more of such a file is wanted. To be rid of them now, stop the bridge and delete that "
+                "folder: the bridge gives its own topics back; what other programs had retained there is lost."
             )
         if settings.database is not None and report.removed:
             click.echo("The database's own write-ahead log and backups are beyond this command.")

@@ -339,9 +339,9 @@ class Subscriber:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def publish(self, topic: str, payload: str) -> None:
+    def publish(self, topic: str, payload: str, *, retain: bool = False) -> None:
         """With QoS 1, and until it is acknowledged; a broker that does not allow it may hang up instead."""
-        self._client.publish(topic, payload, qos=1).wait_for_publish(PATIENCE)
+        self._client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(PATIENCE)
 
     def _note(self, heard: Heard | None) -> None:
         with self._news:

@@ -83,8 +83,8 @@ def says(bridge: Bridge, *arguments: str, code: int = 0) -> str:
 
 
 def bytes_of(folder: Path) -> bytes:
-    """All files of the state directory but the broker's own store."""
-    return b"\0".join(file.read_bytes() for file in folder.glob("*") if file.is_file())
+    """All files of the state directory, and of the embedded broker below it."""
+    return b"\0".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
 def retained(bridge: Bridge) -> list[str]:
@@ -166,7 +166,21 @@ def test_copies_that_still_have_it_are_named(bridge: Bridge) -> None:
     assert bridge.run("backup", copy).returncode == 0
     said = says(bridge, HER)
     assert f"It still stands in {copy}: delete that" in said
-    assert f"in files of the embedded broker, {bridge.state / 'broker'}" in said
+
+
+def test_what_the_embedded_broker_cannot_let_go_of_is_told(bridge: Bridge) -> None:
+    """One believes that nothing is left, while a file of the broker has it: more of that one is still wanted."""
+    fill(bridge)
+    with bridge.listen("large/#") as subscriber:
+        for number in range(2):  # of another program, and in the same file
+            subscriber.publish(f"large/{number}", "x" * 1_500_000, retain=True)
+            subscriber.wait(f"large/{number}")
+        said = says(bridge, HER)
+        assert f"in files of the embedded broker, {bridge.state / 'broker'}" in said
+        for number in range(2):
+            subscriber.publish(f"large/{number}", "", retain=True)
+    assert "embedded broker" not in says(bridge, HER)
+    assert HER.encode() not in bytes_of(bridge.state)
 
 
 @pytest.mark.parametrize(
