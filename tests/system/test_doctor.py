@@ -733,18 +733,50 @@ def test_a_public_address_whose_certificate_is_not_trusted_is_trouble(
 ) -> None:
     """WhatsApp wants a real one, and says only that it cannot connect."""
     found, key = certificate(days)
+    with served(make_bridge, found, key, host) as bridge:
+        if words != "self-signed":
+            bridge.environment["SSL_CERT_FILE"] = str(found)  # this machine trusts it, as to who signed it
+        seen = examined(bridge, code=1)
+    what = "public address: its certificate is not trusted: …"
+    told(seen, what, words, verdict="trouble", remedy=remedy)
+
+
+def test_a_public_address_that_leaves_out_who_signed_it_is_trouble(
+    make_bridge: MakeBridge, certificate: Certificate, tmp_path: Path
+) -> None:
+    """Browsers know the authority between from elsewhere, so it looks well; WhatsApp does not."""
+    authority, its_key = certificate(90)
+    found, key = tmp_path / "leaf.pem", tmp_path / "leaf.key"
+    asks = [
+        "req",
+        "-x509",
+        "-new",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=leaf",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    signs = ["-CA", authority, "-CAkey", its_key, "-keyout", key, "-out", found]
+    subprocess.run([program("openssl"), *asks, *signs], check=True, capture_output=True)
+    with served(make_bridge, found, key, "127.0.0.1") as bridge:
+        seen = examined(bridge, code=1)
+    what = "public address: its certificate is not trusted: …"
+    told(seen, what, "unable to get local issuer", verdict="trouble", remedy="send the whole chain (fullchain.pem)")
+
+
+@contextlib.contextmanager
+def served(make_bridge: MakeBridge, found: Path, key: Path, host: str) -> Iterator[Bridge]:
+    """A bridge whose public address has this certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(found, key)
     with HTTPServer(("127.0.0.1", 0), Other) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        bridge = make_bridge(webhook__public_url=f"https://{host}:{server.server_address[1]}")
-        if words != "self-signed":
-            bridge.environment["SSL_CERT_FILE"] = str(found)  # this machine trusts it, as to who signed it
-        seen = examined(bridge, code=1)
+        yield make_bridge(webhook__public_url=f"https://{host}:{server.server_address[1]}")
         server.shutdown()
-    what = "public address: its certificate is not trusted: …"
-    told(seen, what, words, verdict="trouble", remedy=remedy)
 
 
 # --- none is left out ------------------------------------------------------------------------------------------------
