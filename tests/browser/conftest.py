@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser.chromium import Onlooker, chromium
 from tests.system.support import Bridge, free_port
 
 MakeBridge = Callable[..., Bridge]
 Look = Callable[..., Onlooker]
+
+#: The page asks every two seconds; on a busy machine what it asks for takes its time.
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="module")

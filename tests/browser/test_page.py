@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from bridge.journal import Callback, DeadLetter
 from bridge.journal.sqlite import SqliteJournal
@@ -201,8 +201,14 @@ def test_the_live_view_is_filtered_and_paused(bridge: Bridge, look: Look) -> Non
     expect(onlooker.page.locator("#feed > li")).to_have_count(1)
     onlooker.page.get_by_label("with the text").fill("")
     expect(onlooker.page.locator("#feed > li")).to_have_count(6)
+    # Also what was asked for a moment before does not come.
+    asked: list[Route] = []
+    with onlooker.page.expect_request("**/live"):
+        onlooker.page.route("**/live", lambda route: asked.append(route))  # noqa: PLW0108  (it wants a function)
     onlooker.page.get_by_role("button", name="Pause").click()
     post(bridge, status("m3"))
+    asked.pop().continue_()
+    onlooker.page.unroute("**/live")
     onlooker.page.wait_for_timeout(3_000)
     expect(onlooker.page.locator("#feed > li")).to_have_count(6)
     onlooker.page.get_by_role("button", name="Paused").click()

@@ -127,6 +127,10 @@
     const polls = event.detail.elt.matches("#poll, #now");
     if (polls && (document.hidden || (event.detail.elt.id === "poll" && isPaused()))) event.preventDefault();
   });
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    // Asked before the pause began; the next question, after it, brings the same.
+    if (event.detail.requestConfig.elt.id === "poll" && isPaused()) event.detail.shouldSwap = false;
+  });
   const away = (is) => { document.getElementById("away").hidden = !is; };
   document.addEventListener("htmx:sendError", () => away(true));
   document.addEventListener("htmx:timeout", () => away(true));
