@@ -60,7 +60,7 @@ def shares(heard: list[Heard]) -> dict[str, list[int]]:
     return {
         topic.removesuffix("/info"): one.json["partitions"]
         for topic, one in last.items()
-        if topic.endswith("/info") and last[topic.replace("/info", "/state")].payload == "online"
+        if topic.endswith("/info") and getattr(last.get(topic.replace("/info", "/state")), "payload", None) == "online"
     }
 
 
