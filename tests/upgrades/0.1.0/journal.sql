@@ -254,7 +254,7 @@ COPY whatsapp2mqtt.boots (id, machine, boot) FROM stdin;
 
 
 COPY whatsapp2mqtt.dead_letters (id, received, source, reason, seq, body) FROM stdin;
-1	1795679696.974488	callback	it is not JSON: invalid literal, expected 'true' at character 0	\N	\\x74686973206973206e6f2063616c6c6261636b
+1	1795687350.5508926	callback	it is not JSON: invalid literal, expected 'true' at character 0	\N	\\x74686973206973206e6f2063616c6c6261636b
 \.
 
 
@@ -292,7 +292,7 @@ homeassistant/device_automation/whatsapp2mqtt_ec8202b6f9/light_on_317cd8117e/con
 
 
 COPY whatsapp2mqtt.facts (name, value) FROM stdin;
-journal	dc94d2f6ef2d4bc3
+journal	28c157cb5349433b
 tally	{"upto":0,"day":"2026-11-26","total":{},"today":{},"failed":null}
 \.
 
@@ -305,10 +305,10 @@ button	\\x6c696768745f6f6e	\\x4c69676874206f6e	8	8	t
 
 
 COPY whatsapp2mqtt.ledger (topic, kind, rank, stamp, tie, seq, state, gone) FROM stdin;
-wamid.upgrade/status	status	5	1795679696	016b04a3-2145-986a-1165-af9fad4e2ff9	4	0	\N
+wamid.upgrade/status	status	5	1795687350	8c83a2a2-746b-0768-0ffa-0dfffe69bacc	4	0	\N
 last/status	status	0	0	00000000-0000-0000-0000-000000000000	4	0	\N
-button/open_gate	button	0	1795679696	00000000-0000-0000-0000-000000000000	7	0	\N
-button/light_on	button	0	1795679696	00000000-0000-0000-0000-000000000000	8	0	\N
+button/open_gate	button	0	1795687350	00000000-0000-0000-0000-000000000000	7	0	\N
+button/light_on	button	0	1795687350	00000000-0000-0000-0000-000000000000	8	0	\N
 last/button	button	0	0	00000000-0000-0000-0000-000000000000	8	0	\N
 \.
 
@@ -334,7 +334,7 @@ COPY whatsapp2mqtt.partitions (partition, settled, epoch, turns, owners) FROM st
 
 
 COPY whatsapp2mqtt.replicas (name, pid, reaches, seen) FROM stdin;
-vm	10459	t	1795679696.262051
+vm	21278	t	1795687350.041136
 \.
 
 
@@ -343,13 +343,13 @@ COPY whatsapp2mqtt.ticks (elapsed, seq) FROM stdin;
 
 
 COPY whatsapp2mqtt.updates (seq, partition, boot, kind, event_id, rank, advances, late, "timestamp", received, stored, uptime, topic, event_topic, document) FROM stdin;
-1	13	1	status	c564a7d1-0af2-b0de-f6e0-c45f861885f3	1	t	f	1795679696	1795679696.7322567	1795679696.751732	42570.159854369	wamid.upgrade/status	event/status/sent	{"message_id":"wamid.upgrade","status":"sent","timestamp":1795679696,"received_at":"2026-11-26T07:54:56.732Z","recipient_id":"15550001234","conversation":{"id":"09e145d786814a260ea6dd972c732dba","origin":{"type":"business_initiated"},"expiration_timestamp":"1795766096"},"business_phone":"15550009999","event_id":"c564a7d10af2b0def6e0c45f861885f3"}
-2	13	1	status	e9f7d603-ca76-182a-ee9b-80c9610c68b7	2	t	f	1795679696	1795679696.7564318	1795679696.759798	42570.170697216	wamid.upgrade/status	event/status/delivered	{"message_id":"wamid.upgrade","status":"delivered","timestamp":1795679696,"received_at":"2026-11-26T07:54:56.756Z","recipient_id":"15550001234","conversation":{"id":"f208b0aa508f97248a58c8de7e21553c","origin":{"type":"business_initiated"}},"business_phone":"15550009999","event_id":"e9f7d603ca76182aee9b80c9610c68b7"}
-3	13	1	status	97074ce8-0dbc-f443-69aa-ed6f8ced5ede	3	t	f	1795679696	1795679696.7647953	1795679696.766043	42570.176985761	wamid.upgrade/status	event/status/read	{"message_id":"wamid.upgrade","status":"read","timestamp":1795679696,"received_at":"2026-11-26T07:54:56.764Z","recipient_id":"15550001234","business_phone":"15550009999","event_id":"97074ce80dbcf44369aaed6f8ced5ede"}
-4	13	1	status	016b04a3-2145-986a-1165-af9fad4e2ff9	5	t	f	1795679696	1795679696.76936	1795679696.769944	42570.180874263	wamid.upgrade/status	event/status/failed	{"message_id":"wamid.upgrade","status":"failed","timestamp":1795679696,"received_at":"2026-11-26T07:54:56.769Z","recipient_id":"15550001234","errors":[{"code":131026,"title":"Message undeliverable"}],"business_phone":"15550009999","event_id":"016b04a32145986a1165af9fad4e2ff9"}
-5	0	1	button	c139bbcd-2583-5b65-3413-6cf4831b983b	0	t	f	1795679696	1795679696.7731464	1795679696.773843	42570.184617749	button/open_gate	event/button/open_gate	{"payload":"open_gate","text":"Open the gate","event_type":"open_gate","message_id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSRDYwOEMzQTBDMjUzOUIyREQ4AA==","from":"15550001234","name":"Somebody","timestamp":1795679696,"received_at":"2026-11-26T07:54:56.773Z","context":{"from":"15550009999","id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSQjk2NzA2RTA3MTYxQ0Y1ODQ5AA=="},"tag_name":"simulated","template":{"id":1,"name":"somebody_is_at_the_gate","parameters":["the garden gate"]},"wa_ext":"{\\"templateId\\":1,\\"templateName\\":\\"somebody_is_at_the_gate\\",\\"components\\":[{\\"type\\":\\"body\\",\\"parameters\\":[{\\"type\\":\\"text\\",\\"text\\":\\"the garden gate\\"}]}]}","business_phone":"15550009999","event_id":"c139bbcd25835b6534136cf4831b983b"}
-7	0	1	button	873e13d0-51b4-f553-11ce-b9963c7a9c4a	0	t	f	1795679696	1795679696.7769303	1795679696.777295	42570.188362539	button/open_gate	event/button/open_gate	{"payload":"open_gate","text":"Open the gate","event_type":"open_gate","message_id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSNkYzQTczQzA1OURBRjFBRjZFAA==","from":"15550001234","name":"Somebody","timestamp":1795679696,"received_at":"2026-11-26T07:54:56.776Z","context":{"from":"15550009999","id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSMTI3N0I5RkEzNkYyMDJEQzUwAA=="},"tag_name":"simulated","template":{"id":1,"name":"somebody_is_at_the_gate","parameters":["the garden gate"]},"wa_ext":"{\\"templateId\\":1,\\"templateName\\":\\"somebody_is_at_the_gate\\",\\"components\\":[{\\"type\\":\\"body\\",\\"parameters\\":[{\\"type\\":\\"text\\",\\"text\\":\\"the garden gate\\"}]}]}","business_phone":"15550009999","event_id":"873e13d051b4f55311ceb9963c7a9c4a"}
-8	0	1	button	859f65c0-73e2-79e5-8e02-a5ad399554ca	0	t	f	1795679696	1795679696.9459038	1795679696.946894	42570.357674252	button/light_on	event/button/light_on	{"payload":"light_on","text":"Light on","event_type":"light_on","message_id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSOUM0RUUwODMwRDdEMkZCMDgzAA==","from":"15550001234","name":"Somebody","timestamp":1795679696,"received_at":"2026-11-26T07:54:56.945Z","context":{"from":"15550009999","id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSRUZCQTkyNzk0MUEwNkYxQzZDAA=="},"tag_name":"simulated","template":{"id":1,"name":"somebody_is_at_the_gate","parameters":["the garden gate"]},"wa_ext":"{\\"templateId\\":1,\\"templateName\\":\\"somebody_is_at_the_gate\\",\\"components\\":[{\\"type\\":\\"body\\",\\"parameters\\":[{\\"type\\":\\"text\\",\\"text\\":\\"the garden gate\\"}]}]}","business_phone":"15550009999","event_id":"859f65c073e279e58e02a5ad399554ca"}
+1	13	1	status	3a8d4dbe-62af-4741-002e-23fa4eea3352	1	t	f	1795687350	1795687350.3675027	1795687350.380304	50223.789862909	wamid.upgrade/status	event/status/sent	{"message_id":"wamid.upgrade","status":"sent","timestamp":1795687350,"received_at":"2026-11-26T10:02:30.367Z","recipient_id":"15550001234","conversation":{"id":"7218db6b2af18c028fc7d97f44b44804","origin":{"type":"business_initiated"},"expiration_timestamp":"1795773750"},"business_phone":"15550009999","event_id":"3a8d4dbe62af4741002e23fa4eea3352"}
+2	13	1	status	d415313c-4680-5b6a-54af-37d9e7823a06	2	t	f	1795687350	1795687350.3840199	1795687350.386144	50223.797137593	wamid.upgrade/status	event/status/delivered	{"message_id":"wamid.upgrade","status":"delivered","timestamp":1795687350,"received_at":"2026-11-26T10:02:30.384Z","recipient_id":"15550001234","conversation":{"id":"e1f7e56267b9e5fca977a03da60a4a8f","origin":{"type":"business_initiated"}},"business_phone":"15550009999","event_id":"d415313c46805b6a54af37d9e7823a06"}
+3	13	1	status	ce7a3a5c-0c91-a3d7-7526-a1489a03b961	3	t	f	1795687350	1795687350.3892272	1795687350.390236	50223.801033715	wamid.upgrade/status	event/status/read	{"message_id":"wamid.upgrade","status":"read","timestamp":1795687350,"received_at":"2026-11-26T10:02:30.389Z","recipient_id":"15550001234","business_phone":"15550009999","event_id":"ce7a3a5c0c91a3d77526a1489a03b961"}
+4	13	1	status	8c83a2a2-746b-0768-0ffa-0dfffe69bacc	5	t	f	1795687350	1795687350.3922455	1795687350.392649	50223.803656923	wamid.upgrade/status	event/status/failed	{"message_id":"wamid.upgrade","status":"failed","timestamp":1795687350,"received_at":"2026-11-26T10:02:30.392Z","recipient_id":"15550001234","errors":[{"code":131026,"title":"Message undeliverable"}],"business_phone":"15550009999","event_id":"8c83a2a2746b07680ffa0dfffe69bacc"}
+5	0	1	button	6dab749e-e01f-299a-58af-d41dc0c63de5	0	t	f	1795687350	1795687350.3939645	1795687350.394814	50223.805400519	button/open_gate	event/button/open_gate	{"payload":"open_gate","text":"Open the gate","event_type":"open_gate","message_id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSQzlFMDk3OUI4ODIxNDFBN0IxAA==","from":"15550001234","name":"Somebody","timestamp":1795687350,"received_at":"2026-11-26T10:02:30.393Z","context":{"from":"15550009999","id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSNDJDRjY5QzgxQTAxMjMxRTRCAA=="},"tag_name":"simulated","template":{"id":1,"name":"somebody_is_at_the_gate","parameters":["the garden gate"]},"wa_ext":"{\\"templateId\\":1,\\"templateName\\":\\"somebody_is_at_the_gate\\",\\"components\\":[{\\"type\\":\\"body\\",\\"parameters\\":[{\\"type\\":\\"text\\",\\"text\\":\\"the garden gate\\"}]}]}","business_phone":"15550009999","event_id":"6dab749ee01f299a58afd41dc0c63de5"}
+7	0	1	button	a6605bb1-4ec1-796a-d25e-18686616a1f3	0	t	f	1795687350	1795687350.3990307	1795687350.399364	50223.810453294	button/open_gate	event/button/open_gate	{"payload":"open_gate","text":"Open the gate","event_type":"open_gate","message_id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSRkE2QTgyRUU2Q0ZCM0Y1QjJDAA==","from":"15550001234","name":"Somebody","timestamp":1795687350,"received_at":"2026-11-26T10:02:30.399Z","context":{"from":"15550009999","id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSQTI3Mjk4NjZBNTBERDNENjVCAA=="},"tag_name":"simulated","template":{"id":1,"name":"somebody_is_at_the_gate","parameters":["the garden gate"]},"wa_ext":"{\\"templateId\\":1,\\"templateName\\":\\"somebody_is_at_the_gate\\",\\"components\\":[{\\"type\\":\\"body\\",\\"parameters\\":[{\\"type\\":\\"text\\",\\"text\\":\\"the garden gate\\"}]}]}","business_phone":"15550009999","event_id":"a6605bb14ec1796ad25e18686616a1f3"}
+8	0	1	button	761fe478-0af7-ef48-7561-a31c61863df8	0	t	f	1795687350	1795687350.5331204	1795687350.53387	50223.944765403	button/light_on	event/button/light_on	{"payload":"light_on","text":"Light on","event_type":"light_on","message_id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSNUUzN0EwMDc2NkEyMUQzRUUzAA==","from":"15550001234","name":"Somebody","timestamp":1795687350,"received_at":"2026-11-26T10:02:30.533Z","context":{"from":"15550009999","id":"wamid.HQQYCzE1NTUwMDAxMjM0FQIAERgSNzlCQTdCRUM5RTA2MkZGRkVGAA=="},"tag_name":"simulated","template":{"id":1,"name":"somebody_is_at_the_gate","parameters":["the garden gate"]},"wa_ext":"{\\"templateId\\":1,\\"templateName\\":\\"somebody_is_at_the_gate\\",\\"components\\":[{\\"type\\":\\"body\\",\\"parameters\\":[{\\"type\\":\\"text\\",\\"text\\":\\"the garden gate\\"}]}]}","business_phone":"15550009999","event_id":"761fe4780af7ef487561a31c61863df8"}
 \.
 
 
