@@ -407,6 +407,7 @@ def _tls_context(tls: Tls) -> ssl.SSLContext:
             context.load_cert_chain(tls.certificate, tls.key)
     except (ssl.SSLError, OSError) as error:
         raise ConnectionEndedError(f"mqtt.tls: a file cannot be used: {error}", refused=True) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # a distribution's Python may leave it to OpenSSL
     if tls.dangerously_accept_any_certificate:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
