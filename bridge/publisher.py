@@ -1233,7 +1233,7 @@ class Publisher:
                 self._connection.poll(poller)
                 poller.poll(50 if self._flights else 5)
         self._settle(last=True)
-        self.is_through = self._connection is not None and not self._flights
+        self.is_through = self.connected and not self._flights
         if self._connection is not None:
             self._connection.close(politely=said_goodbye)
             self._connection = None

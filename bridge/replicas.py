@@ -232,6 +232,7 @@ class Desk:
         unsure: Of these, those whose lock the present session does not have.
         displaced: Replicas that had one of them and did not give it back, and are still to be displaced.
         inherits: Whether the database still names such ones.
+        is_through: Whether nothing that its last publisher sent can still reach the broker.
     """
 
     name: str
@@ -241,6 +242,7 @@ class Desk:
     unsure: set[int] = field(default_factory=set)
     displaced: set[str] = field(default_factory=set)
     inherits: bool = False
+    is_through: bool = True
     lane: Lane | None = None
 
 
@@ -511,9 +513,8 @@ class Group:
 
     def _tend(self, desk: Desk, state: State, wanted: int) -> None:
         """Take partitions up to what is wanted, and give up those beyond it; see that they have their publisher."""
-        in_order = True
         if desk.lane is not None and desk.lane.is_leaving and desk.lane.has_ended():
-            in_order = desk.lane.is_through
+            desk.is_through = desk.lane.is_through
             desk.lane = None
         self._regain(desk)
         if desk.unsure:
@@ -529,7 +530,7 @@ class Group:
             return
         surplus = [(number, epoch) for number, epoch in desk.held.items() if number not in keep]
         if surplus:
-            self._session.give(surplus, in_order=in_order)
+            self._session.give(surplus, in_order=desk.is_through)
             for number, _ in surplus:
                 del desk.held[number]
             if not desk.held:
@@ -735,6 +736,6 @@ class Group:
             for desk in self._desks:
                 if desk.lane is None or desk.lane.has_ended():
                     held = [(number, desk.held[number]) for number in desk.held.keys() - desk.unsure]
-                    self._session.give(held, in_order=desk.lane is None or desk.lane.is_through)
+                    self._session.give(held, in_order=desk.is_through if desk.lane is None else desk.lane.is_through)
             self._session.tell(CHANGED)
         self._session.close()

@@ -874,6 +874,36 @@ def test_a_bridge_that_stops_before_all_is_restored_leaves_no_checkpoint(desk: D
     assert len([topic for topic in desk.broker.retained if topic.startswith("whatsapp/m")]) == 50
 
 
+def test_one_that_ends_knows_whether_something_may_still_arrive(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on in its place would publish beside what waits in a kernel, or wait for nothing."""
+    desk.accept(status())
+    desk.run_until_known()
+    desk.finish()
+    assert desk.publisher.is_through
+
+    desk.anew()
+    desk.run_until_ready()
+    desk.broker.answer = lambda _: None
+    desk.accept(status("read"))
+    desk.turn()
+    desk.finish()
+    assert not desk.publisher.is_through, "it was sent, and not acknowledged"
+
+    desk.broker.answer = lambda _: 0
+    desk.anew()
+    desk.run_until_ready()
+    desk.broker.answer = lambda _: None
+    desk.accept(status("failed"))
+    desk.turn()
+    before = len(desk.broker.connections)
+    desk.broker.end()
+    desk.run_until(lambda: not desk.publisher.connected)
+    monkeypatch.setattr(FakeConnection, "exchange", lambda _: None)  # the next one gets no answer
+    desk.run_until(lambda: len(desk.broker.connections) > before)
+    desk.finish()
+    assert not desk.publisher.is_through, "it was sent on a connection that broke"
+
+
 def test_a_broker_that_got_everything_back_gets_a_checkpoint_too(desk: Desk) -> None:
     """Each cut of the line that follows would send everything again."""
     desk.accept(*(status(message=f"m{i}") for i in range(5)))
