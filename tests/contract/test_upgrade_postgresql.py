@@ -6,7 +6,6 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -15,6 +14,7 @@ from bridge.config import Database
 from bridge.journal import JournalError, statements
 from bridge.journal.postgresql import PostgresqlJournal
 from tests.postgres import Server, running
+from tests.upgrades.contents import contents
 from tests.upgrades.make import dump
 
 ROOT = Path(__file__).parents[2]
@@ -50,20 +50,6 @@ def shell(server: Server, commands: str, folder: Path | None = None) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-def contents(database: Database) -> dict[str, Any]:
-    """All that the bridge reads of a journal."""
-    with PostgresqlJournal(database) as journal:
-        return {
-            "updates": journal.pending(0, 1_000),
-            "settled": journal.settled(),
-            "retained": journal.retained((0, ""), 1_000, 1_000),
-            "dead letters": [journal.dead_letter(one.number) for one in journal.dead_letters()],
-            "learned": journal.learned(),
-            "discoveries": journal.discoveries(),
-            "identity": journal.identity(),
-        }
-
-
 def documented() -> list[str]:
     """The shell's lines of the section about upgrades: what saves the journal, and what brings it back."""
     section = (ROOT / "docs/postgresql.md").read_text().partition("## Before an upgrade\n")[2].partition("\n## ")[0]
@@ -73,7 +59,7 @@ def documented() -> list[str]:
 def test_the_journal_of_every_release_opens_with_all_that_is_in_it(old: Database) -> None:
     """Whoever upgrades would lose what the broker did not have yet, and what tells a duplicate."""
     PostgresqlJournal(old).create()
-    found = contents(old)
+    found = contents(PostgresqlJournal(old))
     assert [one.event_topic for one in found["updates"]] == [
         *(f"event/status/{word}" for word in ("sent", "delivered", "read", "failed")),
         *("event/button/open_gate", "event/button/open_gate", "event/button/light_on"),
@@ -103,7 +89,7 @@ def test_what_was_saved_before_an_upgrade_leads_back_as_the_documents_say(
 ) -> None:
     """A release that is worse would have to be kept, or the journal given up."""
     PostgresqlJournal(old).create()
-    before = contents(old)
+    before = contents(PostgresqlJournal(old))
     save, bring_back = (
         text.replace("postgresql://whatsapp2mqtt@db.example.org/whatsapp2mqtt", old.url) for text in documented()
     )
@@ -123,7 +109,7 @@ def test_what_was_saved_before_an_upgrade_leads_back_as_the_documents_say(
         PostgresqlJournal(old).create()
     shell(server, bring_back, tmp_path)
     PostgresqlJournal(old).create()
-    assert contents(old) == before
+    assert contents(PostgresqlJournal(old)) == before
 
 
 def test_a_new_journal_has_no_way_back_and_none_is_told(server: Server) -> None:

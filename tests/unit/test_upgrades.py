@@ -9,7 +9,6 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import apsw
 import pytest
@@ -25,6 +24,7 @@ from bridge.journal.care import drop_old_versions, old_versions, prepare, restor
 from bridge.journal.sqlite import MIGRATIONS, SqliteJournal
 from bridge.migrate import migrate
 from tests.upgrades import make
+from tests.upgrades.contents import contents
 from tests.upgrades.make import lacking, means
 
 KEPT = Path(__file__).parents[1] / "upgrades"
@@ -47,20 +47,6 @@ def schema(path: Path) -> int:
         db.close()
 
 
-def contents(path: Path) -> dict[str, Any]:
-    """All that the bridge reads of a journal."""
-    with SqliteJournal(path) as journal:
-        return {
-            "updates": journal.pending(0, 1_000),
-            "settled": journal.settled(),
-            "retained": journal.retained((0, ""), 1_000, 1_000),
-            "dead letters": [journal.dead_letter(one.number) for one in journal.dead_letters()],
-            "learned": journal.learned(),
-            "discoveries": journal.discoveries(),
-            "identity": journal.identity(),
-        }
-
-
 @pytest.fixture(params=RELEASES)
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A journal that an older version wrote."""
@@ -78,7 +64,7 @@ class TestJournals:
     def test_the_journal_of_every_release_opens_with_all_that_is_in_it(self, old: Path) -> None:
         """Whoever upgrades would lose what the broker did not have yet, and what tells a duplicate."""
         assert prepare(old) is None
-        found = contents(old)
+        found = contents(SqliteJournal(old))
         assert [one.event_topic for one in found["updates"]] == [
             *(f"event/status/{word}" for word in ("sent", "delivered", "read", "failed")),
             *("event/button/open_gate", "event/button/open_gate", "event/button/light_on"),
@@ -98,7 +84,7 @@ class TestJournals:
         assert old_versions(old) == [kept]
         assert schema(kept) == before
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-        now = contents(old)
+        now = contents(SqliteJournal(old))
         db = apsw.Connection(str(old), flags=apsw.SQLITE_OPEN_READONLY)
         rows = list(db.execute("SELECT added.seq, word, topic, more FROM added JOIN updates USING (seq)"))
         db.close()
@@ -123,7 +109,7 @@ class TestJournals:
     ) -> None:
         """After a downgrade, the message is all that the user has."""
         prepare(old)
-        after = contents(old)
+        after = contents(SqliteJournal(old))
         (kept,) = old_versions(old)
         monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS[: schema(kept)],))
         with pytest.raises(JournalError) as refused:
@@ -138,7 +124,7 @@ class TestJournals:
         assert aside is not None
         assert schema(aside) == next_schema
         assert prepare(old) is None
-        restored = contents(old)
+        restored = contents(SqliteJournal(old))
         assert {**restored, "identity": ""} == {**after, "identity": ""}
 
     def test_without_room_for_the_copy_nothing_is_changed(
