@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -28,9 +29,14 @@ ARGUMENTS = (
 #: axe-core, by Deque Systems under the MPL-2.0, as it is in its npm package.
 AXE = Path(__file__).parent / "vendored" / "axe.min.js"
 
-#: What htmx calls an error when a page is left, or a live view paused, while it is asking. A request that fails has a
-#: word of its own beside the second.
+#: What htmx calls errors when a page is left, or asks for something else, while it is asking: both, for each request.
+#: Of one that fails it says the second beside another word.
 LEFT = ("htmx:sendAbort", "htmx:afterRequest")
+
+
+def _of_leaving(words: str) -> str:
+    """Which of them this is; empty: neither."""
+    return next((one for one in LEFT if one in words), "")
 
 
 @contextlib.contextmanager
@@ -66,7 +72,7 @@ class Onlooker:
         errors: tuple[str, ...] = (),
     ) -> None:
         self._address = address
-        self._expected = (*errors, *LEFT)
+        self._expected = errors
         self._wrong: list[str] = []
         self._context = browser.new_context(
             viewport={"width": width, "height": height},
@@ -86,7 +92,9 @@ class Onlooker:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._context.close()
         if kind is None:
-            assert not self._wrong, self._wrong
+            left = Counter(words for words in map(_of_leaving, self._wrong) if words)
+            assert left[LEFT[0]] == left[LEFT[1]], self._wrong
+            assert left.total() == len(self._wrong), self._wrong
 
     def _is_ours(self, url: str) -> bool:
         return url.startswith(("data:", f"{self._address}/"))

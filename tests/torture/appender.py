@@ -129,17 +129,9 @@ class Appender:
 
 
 def stored(journal: Path) -> set[str]:
-    """The `event_id` of every update that a journal holds; where damage was not met yet, of those that can be read."""
-    found: set[str] = set()
+    """The `event_id` of every update that a journal holds."""
     with contextlib.closing(apsw.Connection(str(journal), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
-        try:
-            found.update(identity for (identity,) in db.execute("SELECT lower(hex(event_id)) FROM updates"))
-        except apsw.CorruptError:
-            for number in range(int(db.execute("SELECT max(seq) FROM updates").get) + 1):
-                with contextlib.suppress(apsw.CorruptError):
-                    rows = db.execute("SELECT lower(hex(event_id)) FROM updates NOT INDEXED WHERE seq = ?", (number,))
-                    found.update(identity for (identity,) in rows)
-    return found
+        return {identity for (identity,) in db.execute("SELECT lower(hex(event_id)) FROM updates")}
 
 
 def inconsistencies(journal: Path) -> list[str]:

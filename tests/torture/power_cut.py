@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import apsw
+
 from bridge.journal import JournalError
 from bridge.journal.care import prepare
 from bridge.journal.sqlite import SqliteJournal
@@ -112,7 +114,7 @@ def _cuts(
                     found = stored(journal)
                     with SqliteJournal(journal) as opened:
                         opened.settled()
-                except JournalError as error:
+                except (JournalError, apsw.Error) as error:
                     alarm = str(error)  # a control may have lost the end of its file
                 assert alarm is None or not durable, f"cut {number}: {alarm}"
                 if durable:
