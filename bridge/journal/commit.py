@@ -134,4 +134,4 @@ def _tell(requests: Sequence[_Request]) -> None:
 
 def _give_up(told: asyncio.Future[Outcome]) -> None:
     if not told.done():
-        told.set_exception(NotStoredError("the disk is too slow"))
+        told.set_exception(NotStoredError("the disk or the database is too slow"))

@@ -277,9 +277,10 @@ class Share(PostgresqlJournal):
 
     def __init__(self, database: Database, epochs: Mapping[int, int], *, never_retained: frozenset[Kind]) -> None:
         super().__init__(database, never_retained=never_retained)
-        self._partitions = list(epochs)
-        self._epochs = list(epochs.values())
+        self._partitions = sorted(epochs)
+        self._epochs = [epochs[number] for number in self._partitions]
         self._began = 0  # up to here, whoever had them before may have published
+        self._before = [0] * len(epochs)  # up to here, of each, whoever had it before noted that it is published
 
     def pending(self, after: int, limit: int) -> list[Stored]:
         if not self._partitions:
@@ -290,8 +291,10 @@ class Share(PostgresqlJournal):
 
     def settled(self) -> int:
         with self._reading() as db:
+            mine = {"partitions": self._partitions}
             self._began = int(first(db.execute(sql.NEWEST)))
-            return int(first(db.execute(sql.SHARE_SETTLED, {"partitions": self._partitions})))
+            self._before = [settled for (settled,) in db.execute(sql.SETTLED_OF_EACH, mine)]
+            return int(first(db.execute(sql.SHARE_SETTLED, mine)))
 
     def settle(
         self,
@@ -309,8 +312,9 @@ class Share(PostgresqlJournal):
         if not self._partitions:
             return []
         asked = {"seq": after[0], "topic": after[1], "upto": upto, "limit": limit}
+        mine = {"partitions": self._partitions, "before": self._before}
         with self._reading() as db:
-            return retained_rows(db.execute(sql.SHARE_RETAINED, {**asked, "partitions": self._partitions}))
+            return retained_rows(db.execute(sql.SHARE_RETAINED, asked | mine))
 
     def clearing(self, limit: int) -> list[str]:
         found: list[str] = []

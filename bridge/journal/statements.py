@@ -347,6 +347,7 @@ SHARE_PENDING = PENDING.replace(
     WHERE partitions.partition = ANY(%(partitions)s) ORDER BY 1 LIMIT %(limit)s
 ) ORDER BY updates.seq""",
 )
+SETTLED_OF_EACH = "SELECT settled FROM partitions WHERE partition = ANY(%(partitions)s) ORDER BY partition"
 SHARE_SETTLED = """
 SELECT coalesce(
     (SELECT min(first.seq) - 1
@@ -379,13 +380,14 @@ WITH ours AS (
 UPDATE partitions SET settled = %(upto)s
 WHERE partition IN (SELECT partition FROM ours) AND settled < %(upto)s
 """
-#: What stands of some partitions. Of those that are further than `upto`, all that is settled.
+#: What stands of some partitions. Of one that was further than `upto` when it was taken, all that was settled then.
 SHARE_RETAINED = """
 SELECT ledger.topic, ledger.seq, updates.event_id, ledger.kind, updates.late, updates.document
 FROM ledger JOIN updates ON updates.seq = ledger.seq
-JOIN partitions ON partitions.partition = CASE WHEN ledger.topic LIKE 'last/%%' THEN 0 ELSE updates.partition END
+JOIN unnest(%(partitions)s::int[], %(before)s::bigint[]) AS mine (partition, before)
+  ON mine.partition = CASE WHEN ledger.topic LIKE 'last/%%' THEN 0 ELSE updates.partition END
 WHERE ledger.state = 0 AND (ledger.seq, ledger.topic) > (%(seq)s, %(topic)s)
-  AND ledger.seq <= greatest(%(upto)s, partitions.settled) AND partitions.partition = ANY(%(partitions)s)
+  AND ledger.seq <= greatest(%(upto)s, mine.before)
 ORDER BY ledger.seq, ledger.topic LIMIT %(limit)s
 """
 LAST = """

@@ -264,8 +264,12 @@ def test_a_share_has_its_partitions_alone_in_order_and_notes_what_is_its_own(
         assert [stored.seq for stored in ours.pending(0, 10)] == [5]
         # What is settled of one partition is restored, though another one of the share is further behind.
         with share_of(database, epochs | {2: 1}) as both:
+            assert both.settled() == 4
             standing = [row.topic for row in both.retained((0, ""), 0, 10)]
             assert standing == [f"{two}/status", f"{one}/status", "last/status"]
+            # What it has published itself since is not: the broker would get it twice.
+            both.settle(5)
+            assert [row.topic for row in both.retained((0, ""), 0, 10)] == standing
         assert [row.topic for row in ours.retained((0, ""), 9, 10)] == [
             f"{one}/status",
             "last/status",

@@ -324,7 +324,7 @@ class TestFailing:
         with Committer(hasty):
             (answer,) = answers(send(hasty, callback(1)))
             assert isinstance(answer, NotStoredError)
-            assert str(answer) == "the disk is too slow"
+            assert str(answer) == "the disk or the database is too slow"
             journal.may_go_on.set()
         patient = Grouped(journal, bell, loop)
         with Committer(patient):
