@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bridge.model import iso_utc
 
@@ -30,11 +31,12 @@ def line(text: object) -> str:
     return "".join(char if char.isprintable() else _escaped(char) for char in cut)
 
 
-def sentence(text: str) -> str:
-    """What stands behind a colon in a log, as a sentence of its own."""
+def sentence(text: str) -> Markup:
+    """What stands behind a colon in a log, as a sentence of its own; a command in backticks looks like one."""
     shown = tame(text)
     is_word = shown.partition(" ")[0].rstrip(",;").isalpha()
-    return f"{shown[:1].upper() if is_word else shown[:1]}{shown[1:]}{'' if shown.endswith('.') else '.'}"
+    whole = f"{shown[:1].upper() if is_word else shown[:1]}{shown[1:]}{'' if shown.endswith('.') else '.'}"
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(whole))))  # noqa: S704  (escaped before)
 
 
 def _escaped(char: str) -> str:
