@@ -271,8 +271,9 @@ class Publisher:
         self._stopping = threading.Event()
         self._goodbye = True
         self._turn = monotonic()
-        #: Whether it ended with all that it ever sent acknowledged; else some of it may still reach the broker.
+        #: Whether it ended with nothing on its way that may still reach the broker, but for words about itself.
         self.is_through = False
+        self._may_arrive = False  # something that was sent on a connection which the broker did not see replaced
 
         # The connection and what is in flight on it, by the number that its PUBACK will bear.
         self._connection: Connection | None = None
@@ -568,6 +569,7 @@ class Publisher:
         if was_ready and in_flight and error.hung_up:
             self._suspect()
         self._denial = None
+        self._may_arrive |= was_ready and in_flight > 0
         self._flights.clear()
         self._waiting.clear()
         self._paced.clear()
@@ -704,6 +706,7 @@ class Publisher:
     def _be_ready(self) -> None:
         """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
         self._greeting = Greeting.READY
+        self._may_arrive = False  # the broker has ended the older connections of this name
         self._ready_at = self._monotonic()
         self._failover.reached()
         if self._held:
@@ -1233,7 +1236,7 @@ class Publisher:
                 self._connection.poll(poller)
                 poller.poll(50 if self._flights else 5)
         self._settle(last=True)
-        self.is_through = self.connected and not self._flights
+        self.is_through = not self._flights if self.connected else not self._may_arrive
         if self._connection is not None:
             self._connection.close(politely=said_goodbye)
             self._connection = None

@@ -903,6 +903,11 @@ def test_one_that_ends_knows_whether_something_may_still_arrive(desk: Desk, monk
     desk.finish()
     assert not desk.publisher.is_through, "it was sent on a connection that broke"
 
+    desk.anew()
+    desk.run_until(lambda: len(desk.broker.connections) > before + 1)
+    desk.finish()
+    assert desk.publisher.is_through, "nothing but what it says of itself was ever sent"
+
 
 def test_a_broker_that_got_everything_back_gets_a_checkpoint_too(desk: Desk) -> None:
     """Each cut of the line that follows would send everything again."""
