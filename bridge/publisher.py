@@ -1236,7 +1236,8 @@ class Publisher:
                 self._connection.poll(poller)
                 poller.poll(50 if self._flights else 5)
         self._settle(last=True)
-        self.is_through = not self._flights if self.connected else not self._may_arrive
+        waits = any(not flight.is_own for flight in self._flights.values())
+        self.is_through = not waits if self.connected else not self._may_arrive
         if self._connection is not None:
             self._connection.close(politely=said_goodbye)
             self._connection = None

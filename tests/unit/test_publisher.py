@@ -882,6 +882,15 @@ def test_one_that_ends_knows_whether_something_may_still_arrive(desk: Desk, monk
     assert desk.publisher.is_through
 
     desk.anew()
+    desk.run_until_known()
+    desk.broker.answer = lambda sent: None if "/checkpoint" in sent.topic else 0
+    desk.accept(status("read", message="another"))
+    desk.run_until(lambda: any("/checkpoint" in flight.topic for flight in desk.publisher._flights.values()))
+    desk.finish()
+    assert desk.publisher.is_through, "a checkpoint that comes late has more restored, and no more"
+
+    desk.broker.answer = lambda _: 0
+    desk.anew()
     desk.run_until_ready()
     desk.broker.answer = lambda _: None
     desk.accept(status("read"))
