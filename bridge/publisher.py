@@ -273,7 +273,7 @@ class Publisher:
         self._turn = monotonic()
         #: Whether it ended with nothing on its way that may still reach the broker, but for words about itself.
         self.is_through = False
-        self._may_arrive = False  # something that was sent on a connection which the broker did not see replaced
+        self._may_arrive = False  # something that was sent on a connection that broke, and had no successor yet
 
         # The connection and what is in flight on it, by the number that its PUBACK will bear.
         self._connection: Connection | None = None
@@ -706,7 +706,7 @@ class Publisher:
     def _be_ready(self) -> None:
         """The broker takes and gives back: what was not acknowledged goes out again, then what is new."""
         self._greeting = Greeting.READY
-        self._may_arrive = False  # the broker has ended the older connections of this name
+        self._may_arrive = False  # a broker ends the older connection of a name
         self._ready_at = self._monotonic()
         self._failover.reached()
         if self._held:

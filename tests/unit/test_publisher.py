@@ -902,6 +902,21 @@ def test_one_that_ends_knows_whether_something_may_still_arrive(desk: Desk, monk
     desk.anew()
     desk.run_until_ready()
     desk.broker.answer = lambda _: None
+    desk.accept(status("deleted"))
+    desk.turn()
+    desk.broker.end()
+    desk.run_until(lambda: not desk.publisher.connected)
+    desk.broker.answer = lambda _: 0
+    desk.run_until_known()
+    desk.run_until(lambda: not desk.publisher._flights)
+    desk.broker.end()
+    desk.run_until(lambda: not desk.publisher.connected)
+    desk.finish()
+    assert desk.publisher.is_through, "all was acknowledged on the next connection, which had the same name"
+
+    desk.anew()
+    desk.run_until_ready()
+    desk.broker.answer = lambda _: None
     desk.accept(status("failed"))
     desk.turn()
     before = len(desk.broker.connections)
